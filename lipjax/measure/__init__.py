@@ -1,0 +1,1 @@
+"""Norms of operators and of params trees."""

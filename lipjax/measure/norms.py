@@ -1,0 +1,226 @@
+"""Cold measurements of a params tree: spectral and Frobenius norms by path."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax.measure.groups import Group, group_leaves, map_weights, unstack_triplets
+from lipjax.measure.lanczos import golub_kahan_lanczos
+from lipjax.measure.power_iteration import power_iteration
+from lipjax.measure.scaling import norm_and_direction
+from lipjax.measure.sharding import replicated_result
+from lipjax.measure.starts import random_unit
+from lipjax.measure.triplet import (
+    SingularTriplet,
+    clean,
+    differentiable_sigma,
+    triplet_dtype,
+)
+from lipjax.operators.base import LinearOperator
+from lipjax.operators.dense import Dense
+from lipjax.operators.layouts import Layout
+from lipjax.operators.paths import float_leaves
+from lipjax.operators.resolve import Overrides, resolve_operators
+
+Method = Literal["lanczos", "power_iteration", "svd"]
+
+
+def spectral_norms(
+    params: Any,
+    *,
+    layout: Layout | None = None,
+    layout_overrides: Overrides | None = None,
+    method: Method = "lanczos",
+    tol: float | None = None,
+    key: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+  r"""The spectral norm :math:`\sigma_1` of every operator in a params tree.
+
+  Equal leaves are measured together, vmapped and jitted; a stacked leaf gets one
+  norm a slice.
+
+  Guarantee: an estimate from below, never an upper bound. With the defaults its
+  relative error is near 1e-6 in float32 (measured against a float64 SVD on sizes
+  up to 2048, ties and nearly equal singular values included).
+
+  Args:
+    params: a pytree of arrays of any floating dtype; computed in float32 or wider.
+    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout_overrides: ``{regex: operator or None}``.
+    method: ``"lanczos"`` (Golub–Kahan–Lanczos), ``"power_iteration"`` (slower and
+      less exact, for comparison), or ``"svd"`` (all singular values; `Dense` only).
+    tol: relative tolerance on sigma; 8 eps of the dtype when None.
+    key: of the random start; a fixed key when None.
+
+  Returns:
+    ``{path: sigma}``, each of the operator's batch shape, float32 or wider. Zero
+    and empty operators give 0, a non-finite slice NaN for itself alone. The
+    derivative in params is :math:`u v^T` (forward and reverse mode).
+
+  Raises:
+    LayoutError: a leaf that the layout cannot tell.
+    ValueError: an unknown method, or ``"svd"`` for an operator that is no matrix.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax
+    >>> params = {"Dense_0": {"kernel": jnp.array([[0.0, 1.0], [0.0, 0.0]])}}
+    >>> float(lipjax.spectral_norms(params)["Dense_0/kernel"])  # eigenvalues are all 0
+    1.0
+
+  Reference:
+    Golub & Kahan (1965), SIAM J. Numer. Anal. 2(2).
+  """
+  if method not in ("lanczos", "power_iteration", "svd"):
+    msg = f"method is {method!r}; expected 'lanczos', 'power_iteration' or 'svd'."
+    raise ValueError(msg)
+  operators = resolve_operators(params, layout, layout_overrides)
+  leaves = float_leaves(params)
+  key = jax.random.key(0) if key is None else key
+  norms = {}
+  for group in group_leaves(operators, leaves):
+    weights = [jnp.asarray(leaves[path]) for path in group.paths]
+    if method == "svd" and not isinstance(group.operator, (Dense,)):
+      if not group.operator.has_closed_form:
+        msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
+        raise ValueError(msg)
+    for path, triplet in _measure_group(group, weights, method, tol, key).items():
+      norms[path] = differentiable_sigma(group.operator, jnp.asarray(leaves[path]), triplet).sigma
+  return dict(sorted(norms.items()))
+
+
+def frobenius_norms(
+    params: Any,
+    *,
+    layout: Layout | None = None,
+    layout_overrides: Overrides | None = None,
+) -> dict[str, jax.Array]:
+  r"""The Frobenius norm :math:`\|w\|_F = \sqrt{\sum w_i^2}` of every operator's leaf.
+
+  Guarantee: exact but for rounding. For a matrix it is an upper bound of the
+  spectral norm, at most :math:`\sqrt{\mathrm{rank}}` times it; for a
+  `ReshapedKernel` it bounds the reshaped kernel's norm, not the convolution's.
+
+  Args:
+    params: a pytree of arrays.
+    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout_overrides: ``{regex: operator or None}``.
+
+  Returns:
+    ``{path: norm}``, each of the operator's batch shape, float32 or wider, safe at
+    any scale, with gradient 0 at zero.
+
+  Raises:
+    LayoutError: a leaf that the layout cannot tell.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax
+    >>> float(lipjax.frobenius_norms({"kernel": jnp.full((2, 2), 3.0)})["kernel"])
+    6.0
+  """
+  operators = resolve_operators(params, layout, layout_overrides)
+  leaves = float_leaves(params)
+  return {path: _frobenius(op, jnp.asarray(leaves[path])) for path, op in operators.items()}
+
+
+def _frobenius(operator: LinearOperator, w: jax.Array) -> jax.Array:
+  """The l2 norm over the axes of one slice, differentiable at zero."""
+  w = w.astype(triplet_dtype(w))
+  axes = tuple(a for a in range(w.ndim) if a not in operator.stack_axes)
+
+  def norm(w):
+    largest = lax.stop_gradient(jnp.max(jnp.abs(w), axis=axes, keepdims=True, initial=0))
+    zero = largest == 0
+    # Both branches of `where` are differentiated, so the argument of the root is
+    # made 1 where the slice is zero, and the gradient there is exactly 0.
+    scaled = jnp.where(zero, 0, w) / jnp.where(zero, 1, largest)
+    total = jnp.sum(jnp.square(scaled), axis=axes, keepdims=True)
+    root = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total))) * largest
+    return jnp.squeeze(root, axes)
+
+  return replicated_result(norm, w)(w)
+
+
+def _measure_group(group: Group, weights, method, tol, key) -> dict[str, SingularTriplet]:
+  """Triplets of a group's leaves: in one call when they stack, else one by one."""
+  weights = [lax.stop_gradient(w) for w in weights]
+  if group.stacks:
+    return unstack_triplets(group, _measure(group, weights, method, tol, key))
+  found = {}
+  for path, w in zip(group.paths, weights, strict=True):
+    # The group's name stays out of the static arguments, so that equal leaves
+    # share one compilation.
+    single = group._replace(paths=("",))
+    triplet = _measure(single, [w], method, tol, key)
+    found[path] = jax.tree.map(lambda x: x[0], triplet)
+  return found
+
+
+@functools.partial(jax.jit, static_argnames=("group", "method", "tol"))
+def _measure(group: Group, weights, method: Method, tol: float | None, key):
+  """Stacked triplets of the leaves of a group."""
+  operator = group.operator
+
+  def one(w):
+    return clean(SingularTriplet(*_measure_leaf(operator, w, method, tol, key)), group.n_batch - 1)
+
+  return replicated_result(lambda ws: map_weights(one, group, ws), weights)(weights)
+
+
+def _measure_leaf(operator, w, method, tol, key) -> SingularTriplet:
+  if operator.has_closed_form:
+    return SingularTriplet(*operator.closed_form(w))
+  if method == "power_iteration":
+    tol = 8 * float(jnp.finfo(triplet_dtype(w)).eps) if tol is None else tol
+    return power_iteration(operator, w, tol=tol, key=key)
+  inner = _svd_slice if method == "svd" else functools.partial(_lanczos_slice, tol=tol, key=key)
+  measure = functools.partial(inner, operator.slice_operator())
+  # Innermost axis first: vmap removes axes one at a time.
+  for axis in sorted(operator.stack_axes):
+    measure = jax.vmap(measure, in_axes=axis)
+  return _in_listed_order(operator, measure(w))
+
+
+def _in_listed_order(operator, triplet):
+  """Batch axes from the leaf's order into the order in which they are listed."""
+  n = len(operator.stack_axes)
+  outer_first = sorted(operator.stack_axes, reverse=True)
+  order = [outer_first.index(axis) for axis in operator.stack_axes]
+  return jax.tree.map(lambda x: x.transpose((*order, *range(n, x.ndim))), triplet)
+
+
+def _lanczos_slice(operator, w, *, tol, key) -> SingularTriplet:
+  """Lanczos on flat vectors; empty operators have norm 0."""
+  dtype = triplet_dtype(w)
+  in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
+  if 0 in w.shape:
+    return SingularTriplet(
+        jnp.zeros((), dtype), jnp.zeros(out_shape, dtype), jnp.zeros(in_shape, dtype)
+    )
+  tol = 8 * float(jnp.finfo(dtype).eps) if tol is None else tol
+  start = random_unit(key, "lanczos", in_shape, 0, dtype).ravel()
+  triplet = golub_kahan_lanczos(
+      lambda x: operator.apply(w, x.reshape(in_shape)).ravel(),
+      lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel(),
+      start,
+      max(1, w.size and operator.apply(w, start.reshape(in_shape)).size),
+      tol=tol,
+  )
+  return triplet._replace(u=triplet.u.reshape(out_shape), v=triplet.v.reshape(in_shape))
+
+
+def _svd_slice(operator, w) -> SingularTriplet:
+  """All singular values of the slice as a matrix, the reference."""
+  matrix = operator.matrix(w.astype(triplet_dtype(w)))
+  in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
+  if 0 in w.shape:
+    return _lanczos_slice(operator, w, tol=None, key=None)
+  largest = jnp.max(jnp.abs(matrix))
+  scale = jnp.where(largest > 0, largest, 1)
+  u, s, vh = jnp.linalg.svd(matrix / scale, full_matrices=False)
+  sigma = jnp.where(jnp.isfinite(matrix).all(), s[0] * scale, jnp.nan)
+  return SingularTriplet(sigma, u[:, 0].reshape(out_shape), vh[0].reshape(in_shape))

@@ -1,0 +1,1 @@
+"""A parameter as a linear map, and which leaf of a params tree is which map."""

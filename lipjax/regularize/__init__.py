@@ -1,0 +1,1 @@
+"""Optax transformations and penalties that pull norms down."""

@@ -1,0 +1,278 @@
+"""Spectral norm regularization as an optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from optax._src.base import NO_PARAMS_MSG
+
+from lipjax.measure.groups import group_leaves, stack_triplets
+from lipjax.measure.sharding import explicit_mesh
+from lipjax.measure.singular_vectors import init_singular_vectors, iterate_groups
+from lipjax.measure.triplet import SingularTriplet, clean
+from lipjax.operators.layouts import Layout
+from lipjax.operators.paths import float_leaves, map_float_leaves
+from lipjax.operators.resolve import Overrides, resolve_operators
+from lipjax.regularize.mask import Mask, masked
+from lipjax.regularize.packing import pack, path_index, sigma_by_path, unpack
+from lipjax.regularize.penalty import Penalty, check_penalty, penalty_slope
+
+
+class SpectralDecayState(NamedTuple):
+  """State of `add_spectral_decay`; O(rows + columns) numbers a leaf.
+
+  Attributes:
+    count: int32, updates so far.
+    sigma: every norm as last measured, flat, in path order; read it by path with
+      `read_spectral_norms`. 0 before the first update.
+    u: left singular vectors of all leaves, flat, float32 or wider.
+    v: right singular vectors.
+    paths: whose norm is where, ``{path: None}``; it holds no arrays.
+  """
+
+  count: Any
+  sigma: Any
+  u: Any
+  v: Any
+  paths: Any
+
+
+def add_spectral_decay(
+    strength: optax.ScalarOrSchedule,
+    *,
+    penalty: Penalty = "squared",
+    target: float | None = None,
+    mask: Mask | None = None,
+    layout: Layout | None = None,
+    layout_overrides: Overrides | None = None,
+    n_steps: int = 1,
+    every: int = 1,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Adds the gradient of a spectral norm penalty to the updates.
+
+  With :math:`\lambda` the strength and :math:`\sigma, u, v` each operator's top
+  singular triplet, tracked by `n_steps` of warm-started power iteration a step:
+
+  ============  ==============================================  ==============================
+  `penalty`     objective added                                 added to the update of ``w``
+  ============  ==============================================  ==============================
+  ``squared``   :math:`\frac\lambda2\sum\sigma^2`               :math:`\lambda\,\sigma\,u v^T`
+  ``norm``      :math:`\lambda\sum\sigma`                       :math:`\lambda\,u v^T`
+  ``hinge``     :math:`\frac\lambda2\sum(\sigma-\tau)_+^2`      :math:`\lambda(\sigma-\tau)_+\,u v^T`
+  ============  ==============================================  ==============================
+
+  The loss is unchanged. Where it stands in a chain decides what it means:
+
+  - **Before** the optimizer's scaling it is the penalty's gradient, as if it were
+    in the loss: ``optax.chain(add_spectral_decay(0.01), optax.adam(1e-3))``.
+  - **After** it, before the learning rate, it is decoupled *spectral weight
+    decay*, :math:`w \leftarrow w - \eta(\text{Adam} + \lambda\sigma u v^T)`, as
+    AdamW does for L2: ``optax.chain(optax.scale_by_adam(),
+    add_spectral_decay(0.01), optax.scale_by_learning_rate(1e-3))``.
+
+  Guarantee: none on the norm itself; it is pulled down, not bounded. The tracked
+  sigma is an estimate from below. A large ``strength * learning rate`` diverges
+  with momentum, as it does for L2.
+
+  Every leaf that the layout takes for an operator is penalized, scales of
+  normalization layers included; leave some out with `mask`.
+
+  Args:
+    strength: :math:`\lambda`, a number or a schedule of the update count. Some papers
+      write :math:`\lambda\sigma^2` without the half: that is twice ours. With 0
+      the updates pass bit for bit and the norms are still measured, for logging.
+    penalty: ``"squared"``, ``"norm"`` or ``"hinge"``.
+    target: :math:`\tau` of the hinge.
+    mask: as in `optax.masked`: a tree of bools, a prefix of one, or a function of
+      params. What it leaves out is not asked about.
+    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout_overrides: ``{regex: operator or None}``.
+    n_steps: steps of power iteration at each refresh.
+    every: refresh sigma, u and v at every that many updates; the penalty acts at
+      every update with the latest ones.
+    seed: of the random starting vectors.
+
+  Returns:
+    An optax transformation with state `SpectralDecayState`. Updates keep their
+    dtype. Extra arguments are ignored.
+
+  Raises:
+    ValueError: an unknown penalty, a missing or needless target, `n_steps` or
+      `every` below 1; in `update`, missing params or a state made for other ones.
+    LayoutError: from `init`, a leaf that the layout cannot tell; as when
+      `optax.flatten` has hidden the leaves.
+
+  Note:
+    Under `optax.inject_hyperparams` every callable argument is called as a
+    schedule: list `layout` and a callable `mask` in `static_args`.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax, optax
+    >>> params = {"Dense_0": {"kernel": jnp.diag(jnp.array([3.0, 1.0]))}}
+    >>> tx = lipjax.add_spectral_decay(0.1, n_steps=20)
+    >>> state = tx.init(params)
+    >>> updates, state = tx.update({"Dense_0": {"kernel": jnp.zeros((2, 2))}}, state, params)
+    >>> updates["Dense_0"]["kernel"].round(4).tolist()  # 0.1 * sigma * u v^T
+    [[0.30000001192092896, 0.0], [0.0, 0.0]]
+    >>> round(float(lipjax.read_spectral_norms(state)["Dense_0/kernel"]), 4)
+    3.0
+
+  Reference:
+    Yoshida & Miyato (2017), arXiv:1705.10941, section 3.2 (the penalty); Loshchilov &
+    Hutter (2019), arXiv:1711.05101 (decoupling).
+  """
+  check_penalty(penalty, target)
+  _check_positive("n_steps", n_steps)
+  _check_positive("every", every)
+
+  def find(params):
+    operators = resolve_operators(params, layout, layout_overrides)
+    leaves = float_leaves(params)
+    if leaves and not operators:
+      msg = (
+          f"add_spectral_decay found no operator among the leaves {sorted(leaves)}; give a"
+          " layout that knows them, or take the transformation out of the chain."
+      )
+      raise ValueError(msg)
+    return group_leaves(operators, leaves), leaves
+
+  def init(params):
+    groups, leaves = find(params)
+    count = jnp.zeros((), jnp.int32)
+    if not groups:
+      empty = jnp.zeros((0,), jnp.float32)
+      # optax.tree.map_params passes a placeholder without leaves, which stands
+      # for the paths, so that its mapping leaves them alone.
+      return SpectralDecayState(count, empty, empty, empty, params if not leaves else {})
+    operators = {path: g.operator for g in groups for path in g.paths}
+    vectors = init_singular_vectors(
+        {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
+    )
+    packed = pack(groups, [stack_triplets(group, vectors) for group in groups])
+    count, packed = _replicated_like(leaves, (count, packed))
+    return SpectralDecayState(count, *packed, path_index(groups))
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise ValueError(NO_PARAMS_MSG)
+    groups, leaves = find(params)
+    next_count = optax.safe_increment(state.count)
+    if not groups:
+      return updates, state._replace(count=next_count)
+    _check_paths(state, path_index(groups))
+    # Never negative, but XLA cannot know it: a trip count it can read would let it
+    # inline the loop (see iterate_groups).
+    due = (state.count % every == 0) & (state.count >= 0)
+    packed = SingularTriplet(state.sigma, state.u, state.v)
+    stacked = iterate_groups(
+        groups, leaves, unpack(groups, packed), jnp.where(due, n_steps, 0)
+    )
+    value = strength(state.count) if callable(strength) else strength
+    if not (isinstance(value, (int, float)) and value == 0):
+      updates = _add_to_updates(updates, groups, stacked, value, penalty, target)
+    packed = pack(groups, stacked)
+    return updates, SpectralDecayState(next_count, *packed, state.paths)
+
+  return masked(optax.GradientTransformationExtraArgs(init, update), mask)
+
+
+def read_spectral_norms(opt_state: Any) -> dict[str, jax.Array]:
+  """The norms that `add_spectral_decay` measured last, by path, for logging.
+
+  Guarantee: an estimate from below, of the weights before the latest update (and
+  of the latest refresh, with ``every`` above 1). 0 before the first update.
+
+  Args:
+    opt_state: any optax state with a `SpectralDecayState` somewhere in it (in a
+      chain, masked, injected, in `optax.MultiSteps`, in an `nnx.Optimizer`).
+
+  Returns:
+    ``{path: sigma}``; several states are merged.
+
+  Raises:
+    ValueError: there is no such state.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax, optax
+    >>> tx = optax.chain(lipjax.add_spectral_decay(0.1), optax.adam(1e-3))
+    >>> lipjax.read_spectral_norms(tx.init({"kernel": jnp.ones((2, 2))}))
+    {'kernel': Array(0., dtype=float32)}
+  """
+  is_state = lambda node: isinstance(node, SpectralDecayState)
+  states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
+  if not states:
+    msg = (
+        "This optimizer state holds no SpectralDecayState; pass the state of a chain with"
+        " lipjax.add_spectral_decay in it."
+    )
+    raise ValueError(msg)
+  norms = {}
+  for state in states:
+    norms |= sigma_by_path(jnp.asarray(state.sigma), state.paths)
+  return dict(sorted(norms.items()))
+
+
+def _add_to_updates(updates, groups, stacked, strength, penalty, target):
+  """Every operator's update with its rank-one term added."""
+  terms = {}
+  for group, triplet in zip(groups, stacked, strict=True):
+    triplet = clean(triplet, triplet.sigma.ndim)
+    slope = strength * penalty_slope(penalty, triplet.sigma, target)
+    slope = slope.astype(triplet.v.dtype)
+    v = slope.reshape(slope.shape + (1,) * (triplet.v.ndim - slope.ndim)) * triplet.v
+    for i, path in enumerate(group.paths):
+      terms[path] = (group.operator, v[i], triplet.u[i])
+
+  def visit(path, g):
+    if path not in terms:
+      return g
+    operator, v, u = terms[path]
+
+    def add(g, v, u):
+      term = operator.weight_gradient(g.shape, v, u)
+      added = (g.astype(term.dtype) + term).astype(g.dtype)
+      # A schedule's 0 keeps even the sign of a zero and ignores a NaN norm.
+      return added if isinstance(strength, (int, float)) else jnp.where(strength == 0, g, added)
+
+    if explicit_mesh(g) is not None:
+      add = jax.sharding.auto_axes(add, out_sharding=jax.typeof(g).sharding.spec)
+    return add(g, v, u)
+
+  return map_float_leaves(visit, updates)
+
+
+def _check_paths(state, index):
+  if set(state.paths) != set(index):
+    missing, extra = set(index) - set(state.paths), set(state.paths) - set(index)
+    msg = (
+        "The state of add_spectral_decay was made for other params: it has no vectors for"
+        f" {sorted(missing)} and has vectors for {sorted(extra)}. Call init again with"
+        " these params."
+    )
+    raise ValueError(msg)
+
+
+def _check_positive(name, value):
+  if isinstance(value, (int, float)) and (value < 1 or value != int(value)):
+    msg = f"{name} is {value}; expected an integer of at least 1."
+    raise ValueError(msg)
+
+
+def _replicated_like(leaves, tree):
+  """`tree` on every device of the params' mesh, so that updates keep its sharding."""
+  for leaf in leaves.values():
+    sharding = getattr(leaf, "sharding", None)
+    if (
+        isinstance(sharding, NamedSharding)
+        and isinstance(sharding.mesh, jax.sharding.Mesh)
+        and sharding.mesh.size > 1
+        and not isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct))
+    ):
+      return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+  return tree
