@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lipjax.measure.triplet import SingularTriplet, triplet_dtype
 from lipjax.operators.base import LinearOperator
@@ -39,7 +40,9 @@ class Group(NamedTuple):
     """Shapes of this group's stacked triplet."""
     g, op = (len(self.paths),), self.operator
     return SingularTriplet(
-        g + op.batch_shape(self.shape), g + op.output_shape(self.shape), g + op.input_shape(self.shape)
+      g + op.batch_shape(self.shape),
+      g + op.output_shape(self.shape),
+      g + op.input_shape(self.shape),
     )
 
   @property
@@ -56,9 +59,7 @@ class Group(NamedTuple):
     return len(self.paths) > 1 and size < STACK_BELOW
 
 
-def group_leaves(
-    operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]
-) -> list[Group]:
+def group_leaves(operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]) -> list[Group]:
   """Groups the leaves that `operators` names, in an order that paths alone fix."""
   members: dict[Any, list[str]] = {}
   for path, operator in sorted(operators.items()):
@@ -67,11 +68,11 @@ def group_leaves(
     # Leaves sharded differently are measured one by one: stacking them would
     # reshard a weight. Auto shardings are invisible while tracing.
     members.setdefault((*key, _sharding_key(leaf)), []).append(path)
-  return [Group(*key[:3], tuple(paths)) for key, paths in members.items()]
+  return [Group(op, shape, dt, tuple(ps)) for (op, shape, dt, _), ps in members.items()]
 
 
 def map_weights(
-    fn: Callable[..., Any], group: Group, weights: list[jax.Array], *args: jax.Array
+  fn: Callable[..., Any], group: Group, weights: list[jax.Array], *args: jax.Array
 ) -> Any:
   """``fn(w, *args_slice)`` for every leaf of a group, results stacked on axis 0."""
   if group.stacks and jax.device_count() == 1:
@@ -84,24 +85,22 @@ def stack_triplets(group: Group, by_path: Mapping[str, SingularTriplet]) -> Sing
   """One triplet with a leading axis for the group's leaves."""
   members = [SingularTriplet(*by_path[path]) for path in group.paths]
   return jax.tree.map(
-      lambda *xs: jnp.stack([jnp.asarray(x, group.compute_dtype) for x in xs]), *members
+    lambda *xs: jnp.stack([jnp.asarray(x, group.compute_dtype) for x in xs]), *members
   )
 
 
-def unstack_triplets(
-    group: Group, stacked: SingularTriplet
-) -> dict[str, SingularTriplet]:
+def unstack_triplets(group: Group, stacked: SingularTriplet) -> dict[str, SingularTriplet]:
   """The reverse of `stack_triplets`."""
   return {
-      path: jax.tree.map(lambda x: x[i], stacked)  # noqa: B023
-      for i, path in enumerate(group.paths)
+    path: jax.tree.map(lambda x: x[i], stacked)  # noqa: B023
+    for i, path in enumerate(group.paths)
   }
 
 
 def _sharding_key(leaf: Any) -> Any:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return leaf.sharding
-  if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+  if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
     return None if len(leaf.devices()) == 1 else leaf.sharding
   spec = getattr(jax.typeof(leaf).sharding, "spec", None)
   return None if spec is None or all(s is None for s in spec) else spec

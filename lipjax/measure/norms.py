@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -12,17 +13,18 @@ from jax import lax
 from lipjax.measure.groups import Group, group_leaves, map_weights, unstack_triplets
 from lipjax.measure.lanczos import golub_kahan_lanczos
 from lipjax.measure.power_iteration import power_iteration
-from lipjax.measure.scaling import norm_and_direction
+from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import replicated_result
 from lipjax.measure.starts import random_unit
 from lipjax.measure.triplet import (
-    SingularTriplet,
-    clean,
-    differentiable_sigma,
-    triplet_dtype,
+  SingularTriplet,
+  clean,
+  differentiable_sigma,
+  triplet_dtype,
 )
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.dense import Dense
+from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides, resolve_operators
@@ -31,13 +33,13 @@ Method = Literal["lanczos", "power_iteration", "svd"]
 
 
 def spectral_norms(
-    params: Any,
-    *,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
-    method: Method = "lanczos",
-    tol: float | None = None,
-    key: jax.Array | None = None,
+  params: Any,
+  *,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
+  method: Method = "lanczos",
+  tol: float | None = None,
+  key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   r"""The spectral norm :math:`\sigma_1` of every operator in a params tree.
 
@@ -84,20 +86,19 @@ def spectral_norms(
   norms = {}
   for group in group_leaves(operators, leaves):
     weights = [jnp.asarray(leaves[path]) for path in group.paths]
-    if method == "svd" and not isinstance(group.operator, (Dense,)):
-      if not group.operator.has_closed_form:
-        msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
-        raise ValueError(msg)
+    if method == "svd" and not isinstance(group.operator, Dense | Diagonal):
+      msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
+      raise ValueError(msg)
     for path, triplet in _measure_group(group, weights, method, tol, key).items():
       norms[path] = differentiable_sigma(group.operator, jnp.asarray(leaves[path]), triplet).sigma
   return dict(sorted(norms.items()))
 
 
 def frobenius_norms(
-    params: Any,
-    *,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
+  params: Any,
+  *,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
 ) -> dict[str, jax.Array]:
   r"""The Frobenius norm :math:`\|w\|_F = \sqrt{\sum w_i^2}` of every operator's leaf.
 
@@ -198,19 +199,23 @@ def _lanczos_slice(operator, w, *, tol, key) -> SingularTriplet:
   dtype = triplet_dtype(w)
   in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
   if 0 in w.shape:
-    return SingularTriplet(
-        jnp.zeros((), dtype), jnp.zeros(out_shape, dtype), jnp.zeros(in_shape, dtype)
-    )
+    return _empty(dtype, in_shape, out_shape)
   tol = 8 * float(jnp.finfo(dtype).eps) if tol is None else tol
   start = random_unit(key, "lanczos", in_shape, 0, dtype).ravel()
   triplet = golub_kahan_lanczos(
-      lambda x: operator.apply(w, x.reshape(in_shape)).ravel(),
-      lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel(),
-      start,
-      max(1, w.size and operator.apply(w, start.reshape(in_shape)).size),
-      tol=tol,
+    lambda x: operator.apply(w, x.reshape(in_shape)).ravel(),
+    lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel(),
+    start,
+    math.prod(out_shape),
+    tol=tol,
   )
   return triplet._replace(u=triplet.u.reshape(out_shape), v=triplet.v.reshape(in_shape))
+
+
+def _empty(dtype, in_shape, out_shape) -> SingularTriplet:
+  """The triplet of an operator without inputs or outputs."""
+  shapes = SingularTriplet((), out_shape, in_shape)
+  return SingularTriplet(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def _svd_slice(operator, w) -> SingularTriplet:
@@ -218,9 +223,8 @@ def _svd_slice(operator, w) -> SingularTriplet:
   matrix = operator.matrix(w.astype(triplet_dtype(w)))
   in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
   if 0 in w.shape:
-    return _lanczos_slice(operator, w, tol=None, key=None)
-  largest = jnp.max(jnp.abs(matrix))
-  scale = jnp.where(largest > 0, largest, 1)
+    return _empty(matrix.dtype, in_shape, out_shape)
+  scale = nonzero(jnp.max(jnp.abs(matrix)))
   u, s, vh = jnp.linalg.svd(matrix / scale, full_matrices=False)
   sigma = jnp.where(jnp.isfinite(matrix).all(), s[0] * scale, jnp.nan)
   return SingularTriplet(sigma, u[:, 0].reshape(out_shape), vh[0].reshape(in_shape))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from lipjax.measure.lanczos import golub_kahan_lanczos
@@ -16,11 +17,11 @@ from lipjax.operators.products import compute_dtype
 
 
 def operator_norm(
-    linear_fn: Callable[[Any], Any],
-    x: Any,
-    *,
-    tol: float | None = None,
-    key: jax.Array | None = None,
+  linear_fn: Callable[[Any], Any],
+  x: Any,
+  *,
+  tol: float | None = None,
+  key: jax.Array | None = None,
 ) -> jax.Array:
   r"""The l2 operator norm :math:`\max_{\|x\|=1} \|f(x)\|` of a linear function.
 
@@ -69,11 +70,11 @@ def operator_norm(
   key = jax.random.key(0) if key is None else key
   start = norm_and_direction(jax.random.normal(key, flat.shape, dtype), 0)[1]
   triplet = golub_kahan_lanczos(
-      lambda v: apply(v).astype(dtype),
-      lambda u: transpose(u.astype(output.dtype))[0].astype(dtype),
-      start,
-      output.size,
-      tol=8 * float(jnp.finfo(dtype).eps) if tol is None else tol,
+    lambda v: apply(v).astype(dtype),
+    lambda u: transpose(u.astype(output.dtype))[0].astype(dtype),
+    start,
+    output.size,
+    tol=8 * float(jnp.finfo(dtype).eps) if tol is None else tol,
   )
   u, v = lax.stop_gradient((triplet.u, triplet.v))
   # The value is the measured one; this product is what carries the derivative.
@@ -88,14 +89,14 @@ def _check_linear(forward, flat) -> None:
     at_zero = forward(jnp.zeros_like(flat))
   except Exception as error:
     msg = (
-        "operator_norm needs a linear function, and JAX cannot transpose this one"
-        f" ({type(error).__name__}). For the Jacobian at a point x0 of a nonlinear one,"
-        " pass jax.linearize(fn, x0)[1]."
+      "operator_norm needs a linear function, and JAX cannot transpose this one"
+      f" ({type(error).__name__}). For the Jacobian at a point x0 of a nonlinear one,"
+      " pass jax.linearize(fn, x0)[1]."
     )
     raise ValueError(msg) from error
-  if not isinstance(at_zero, jax.core.Tracer) and bool(jnp.any(at_zero != 0)):
+  if not isinstance(at_zero, Tracer) and bool(jnp.any(at_zero != 0)):
     msg = (
-        "operator_norm needs a linear function, and this one is not 0 at 0: it adds a"
-        " constant. Leave the bias out, or pass jax.linearize(fn, x0)[1]."
+      "operator_norm needs a linear function, and this one is not 0 at 0: it adds a"
+      " constant. Leave the bias out, or pass jax.linearize(fn, x0)[1]."
     )
     raise ValueError(msg)

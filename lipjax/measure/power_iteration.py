@@ -11,10 +11,10 @@ from jax import lax
 from lipjax.measure.scaling import nonzero, norm_and_direction, usable_scale
 from lipjax.measure.starts import ones_unit, random_unit, restart_unit
 from lipjax.measure.triplet import (
-    SingularTriplet,
-    clean,
-    differentiable_sigma,
-    triplet_dtype,
+  SingularTriplet,
+  clean,
+  differentiable_sigma,
+  triplet_dtype,
 )
 from lipjax.operators.base import LinearOperator
 
@@ -22,15 +22,15 @@ Format = Literal["one_sided", "two_sided"]
 
 
 def power_iteration(
-    operator: LinearOperator,
-    w: jax.Array,
-    *,
-    start: Literal["random", "ones"] | jax.Array = "random",
-    key: jax.Array | None = None,
-    n_steps: int | None = None,
-    tol: float | None = None,
-    max_steps: int = 10_000,
-    format: Format = "two_sided",
+  operator: LinearOperator,
+  w: jax.Array,
+  *,
+  start: Literal["random", "ones"] | jax.Array = "random",
+  key: jax.Array | None = None,
+  n_steps: int | None = None,
+  tol: float | None = None,
+  max_steps: int = 10_000,
+  format: Format = "two_sided",
 ) -> SingularTriplet:
   r"""The top singular triplet of one leaf by power iteration.
 
@@ -103,7 +103,7 @@ def power_iteration(
 
 
 def two_sided_step(
-    operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
+  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
 ) -> SingularTriplet:
   """Format B: both sides are normalized, so nothing can overflow."""
   n_batch = triplet.sigma.ndim
@@ -114,7 +114,7 @@ def two_sided_step(
 
 
 def one_sided_step(
-    operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
+  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
 ) -> SingularTriplet:
   """Format A: two products back to back, then one normalization."""
   v, y = one_sided_products(operator, w, triplet)
@@ -122,7 +122,7 @@ def one_sided_step(
 
 
 def one_sided_products(
-    operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
+  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
 ) -> tuple[jax.Array, jax.Array]:
   r""":math:`v = W^T u / s` and :math:`y = W v`, with `s` the last known sigma.
 
@@ -140,9 +140,7 @@ def scaled_start(triplet: SingularTriplet) -> jax.Array:
   return triplet.u / scale.reshape(scale.shape + (1,) * (triplet.u.ndim - n_batch))
 
 
-def finish_one_sided(
-    triplet: SingularTriplet, v: jax.Array, y: jax.Array
-) -> SingularTriplet:
+def finish_one_sided(triplet: SingularTriplet, v: jax.Array, y: jax.Array) -> SingularTriplet:
   r"""Normalizes both products: :math:`\sigma = \|y\| / \|v\|`.
 
   The ratio does not depend on the length of the stored `u`. In the first step,
@@ -161,11 +159,11 @@ def finish_one_sided(
 
 
 def initial_triplet(
-    operator: LinearOperator,
-    w: jax.Array | jax.ShapeDtypeStruct,
-    start: Literal["random", "ones"] | jax.Array,
-    key: jax.Array | None,
-    path: str = "",
+  operator: LinearOperator,
+  w: jax.Array | jax.ShapeDtypeStruct,
+  start: Literal["random", "ones"] | jax.Array,
+  key: jax.Array | None,
+  path: str = "",
 ) -> SingularTriplet:
   """Unit vectors to start from, with sigma 0: nothing has been measured yet."""
   dtype = triplet_dtype(w)
@@ -180,8 +178,8 @@ def initial_triplet(
   elif isinstance(start, str) or getattr(start, "shape", None) != out_shape:
     got = repr(start) if isinstance(start, str) else f"shape {getattr(start, 'shape', None)}"
     msg = (
-        f"The start of {path or 'the leaf'!r} is {got}; expected 'random', 'ones', or a"
-        f" vector u of the operator's output shape {out_shape}."
+      f"The start of {path or 'the leaf'!r} is {got}; expected 'random', 'ones', or a"
+      f" vector u of the operator's output shape {out_shape}."
     )
     raise ValueError(msg)
   else:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def explicit_mesh(leaves: Any) -> jax.sharding.AbstractMesh | None:
@@ -27,7 +27,15 @@ def replicated_result(fn: Callable[..., Any], weights: Any) -> Callable[..., Any
   Inside, the compiler propagates shardings as on an automatic mesh; what comes
   out (norms and vectors, never weights) is replicated.
   """
+  return result_sharded(fn, weights, PartitionSpec())
+
+
+def result_sharded(fn: Callable[..., Any], weights: Any, spec: PartitionSpec) -> Callable[..., Any]:
+  """As `replicated_result`, with results of sharding `spec`."""
   mesh = explicit_mesh(weights)
   if mesh is None:
     return fn
-  return jax.sharding.auto_axes(fn, out_sharding=PartitionSpec())
+  # Explicitly sharded arrays carry their mesh, but `auto_axes` only looks at the one
+  # of `jax.set_mesh`, and does nothing without one.
+  alone = jax.sharding.get_abstract_mesh().empty
+  return jax.sharding.auto_axes(fn, out_sharding=NamedSharding(mesh, spec) if alone else spec)

@@ -9,17 +9,16 @@ import jax
 from jax import lax
 
 from lipjax.measure.groups import (
-    Group,
-    group_leaves,
-    map_weights,
-    stack_triplets,
-    unstack_triplets,
+  Group,
+  group_leaves,
+  map_weights,
+  stack_triplets,
+  unstack_triplets,
 )
 from lipjax.measure.power_iteration import (
-    finish_one_sided,
-    initial_triplet,
-    one_sided_products,
-    scaled_start,
+  finish_one_sided,
+  initial_triplet,
+  scaled_start,
 )
 from lipjax.measure.sharding import replicated_result
 from lipjax.measure.triplet import SingularTriplet, clean, differentiable_sigma
@@ -31,12 +30,12 @@ Vectors = Mapping[str, SingularTriplet]
 
 
 def init_singular_vectors(
-    params: Any,
-    *,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
-    start: Literal["random", "ones"] | Mapping[str, jax.Array] = "random",
-    key: jax.Array | None = None,
+  params: Any,
+  *,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
+  start: Literal["random", "ones"] | Mapping[str, jax.Array] = "random",
+  key: jax.Array | None = None,
 ) -> dict[str, SingularTriplet]:
   """Vectors to start power iteration from, for every operator of a params tree.
 
@@ -68,25 +67,25 @@ def init_singular_vectors(
   leaves = float_leaves(params)
   if not isinstance(start, str) and set(start) != set(operators):
     msg = (
-        f"start has the paths {sorted(start)}; expected one vector for each operator:"
-        f" {sorted(operators)}."
+      f"start has the paths {sorted(start)}; expected one vector for each operator:"
+      f" {sorted(operators)}."
     )
     raise ValueError(msg)
   return {
-      path: initial_triplet(
-          op, leaves[path], start if isinstance(start, str) else start[path], key, path
-      )
-      for path, op in operators.items()
+    path: initial_triplet(
+      op, leaves[path], start if isinstance(start, str) else start[path], key, path
+    )
+    for path, op in operators.items()
   }
 
 
 def update_singular_vectors(
-    params: Any,
-    vectors: Vectors,
-    *,
-    n_steps: int | jax.Array = 1,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
+  params: Any,
+  vectors: Vectors,
+  *,
+  n_steps: int | jax.Array = 1,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
 ) -> tuple[dict[str, SingularTriplet], dict[str, SingularTriplet]]:
   r"""`n_steps` of power iteration on every operator, from where `vectors` left off.
 
@@ -131,9 +130,9 @@ def update_singular_vectors(
   operators = resolve_operators(params, layout, layout_overrides)
   if set(vectors) != set(operators):
     msg = (
-        f"vectors has the paths {sorted(vectors)}, but the operators of params are"
-        f" {sorted(operators)}; make vectors with init_singular_vectors(params, …) and the"
-        " same layout."
+      f"vectors has the paths {sorted(vectors)}, but the operators of params are"
+      f" {sorted(operators)}; make vectors with init_singular_vectors(params, …) and the"
+      " same layout."
     )
     raise ValueError(msg)
   leaves = float_leaves(params)
@@ -145,17 +144,17 @@ def update_singular_vectors(
     new |= unstack_triplets(group, triplet)
   new = dict(sorted(new.items()))
   triplets = {
-      path: differentiable_sigma(op, leaves[path], clean(new[path], new[path].sigma.ndim))
-      for path, op in operators.items()
+    path: differentiable_sigma(op, leaves[path], clean(new[path], new[path].sigma.ndim))
+    for path, op in operators.items()
   }
   return triplets, new
 
 
 def iterate_groups(
-    groups: list[Group],
-    leaves: Mapping[str, Any],
-    stacked: list[SingularTriplet],
-    n_steps: int | jax.Array,
+  groups: list[Group],
+  leaves: Mapping[str, Any],
+  stacked: list[SingularTriplet],
+  n_steps: int | jax.Array,
 ) -> list[SingularTriplet]:
   """`n_steps` steps on every group, as one loop with a traced trip count.
 

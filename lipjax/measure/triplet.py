@@ -32,7 +32,7 @@ class SingularTriplet(NamedTuple):
 
 
 def differentiable_sigma(
-    operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
+  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
 ) -> SingularTriplet:
   r"""Attaches :math:`d\sigma = \langle u, B(dw, v)\rangle` to a measured triplet.
 

@@ -53,9 +53,7 @@ class LinearOperator(abc.ABC):
     r"""The adjoint: :math:`\langle y, B(w, x)\rangle = \langle B(w)^T y, x\rangle`."""
 
   @abc.abstractmethod
-  def weight_gradient(
-      self, shape: tuple[int, ...], x: jax.Array, y: jax.Array
-  ) -> jax.Array:
+  def weight_gradient(self, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
     r"""The gradient in `w` of :math:`\langle y, B(w, x)\rangle`, in the leaf's shape."""
 
   @abc.abstractmethod

@@ -70,8 +70,8 @@ class Dense(LinearOperator):
   def validate(self, shape: tuple[int, ...]) -> None:
     if sorted(self._axes) != list(range(len(shape))):
       msg = (
-          f"{self!r} describes the axes {sorted(self._axes)}, but the leaf has shape"
-          f" {shape}; list each of its axes 0..{len(shape) - 1} once, without negatives."
+        f"{self!r} describes the axes {sorted(self._axes)}, but the leaf has shape"
+        f" {shape}; list each of its axes 0..{len(shape) - 1} once, without negatives."
       )
       raise ValueError(msg)
 
@@ -90,25 +90,23 @@ class Dense(LinearOperator):
   def adjoint(self, w: jax.Array, y: jax.Array) -> jax.Array:
     return contract(w, y, over=self.out_axes, keep=self.in_axes, batch=self.batch_axes)
 
-  def weight_gradient(
-      self, shape: tuple[int, ...], x: jax.Array, y: jax.Array
-  ) -> jax.Array:
+  def weight_gradient(self, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
     return outer(
-        x,
-        y,
-        x_axes=(*self.batch_axes, *self.in_axes),
-        y_axes=(*self.batch_axes, *self.out_axes),
-        ndim=len(shape),
+      x,
+      y,
+      x_axes=(*self.batch_axes, *self.in_axes),
+      y_axes=(*self.batch_axes, *self.out_axes),
+      ndim=len(shape),
     )
 
   def slice_operator(self) -> Dense:
     left = sorted({*self.in_axes, *self.out_axes})
     rank = {axis: i for i, axis in enumerate(left)}
     return dataclasses.replace(
-        self,
-        in_axes=tuple(rank[axis] for axis in self.in_axes),
-        out_axes=tuple(rank[axis] for axis in self.out_axes),
-        batch_axes=(),
+      self,
+      in_axes=tuple(rank[axis] for axis in self.in_axes),
+      out_axes=tuple(rank[axis] for axis in self.out_axes),
+      batch_axes=(),
     )
 
   def matrix(self, w: jax.Array) -> jax.Array:

@@ -11,10 +11,10 @@ from lipjax.operators.resolve import Overrides, decide
 
 
 def describe(
-    params: Any,
-    *,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
+  params: Any,
+  *,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
 ) -> str:
   """A readable table of the operator that each leaf is taken for.
 

@@ -46,12 +46,10 @@ class Diagonal(LinearOperator):
     return self.batch_axes
 
   def validate(self, shape: tuple[int, ...]) -> None:
-    if self.batch_axes != tuple(range(len(self.batch_axes))) or len(
-        self.batch_axes
-    ) > len(shape):
+    if self.batch_axes != tuple(range(len(self.batch_axes))) or len(self.batch_axes) > len(shape):
       msg = (
-          f"{self!r} does not fit a leaf of shape {shape}: the batch axes of a"
-          " Diagonal are its leading axes, (0,), (0, 1), …"
+        f"{self!r} does not fit a leaf of shape {shape}: the batch axes of a"
+        " Diagonal are its leading axes, (0,), (0, 1), …"
       )
       raise ValueError(msg)
 
@@ -70,9 +68,7 @@ class Diagonal(LinearOperator):
   def adjoint(self, w: jax.Array, y: jax.Array) -> jax.Array:
     return self.apply(w, y)
 
-  def weight_gradient(
-      self, shape: tuple[int, ...], x: jax.Array, y: jax.Array
-  ) -> jax.Array:
+  def weight_gradient(self, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
     del shape
     return x * y
 

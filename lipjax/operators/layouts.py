@@ -39,8 +39,8 @@ class AmbiguousLeafError(ValueError):
     """The override to write."""
     key = re.escape(self.path)
     return "Write layout_overrides={r'%s': …} with one of: %s." % (  # noqa: UP031
-        key,
-        ", ".join(self.choices),
+      key,
+      ", ".join(self.choices),
     )
 
 
@@ -83,10 +83,8 @@ def flax_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None:
   parts = path.split("/")
   stacked = any(re.match(r"(Scan|Vmap)[A-Z]", part) for part in parts)
   shape = leaf.shape[1:] if stacked else leaf.shape
-  if stacked and not leaf.shape:
-    shape = ()
   operator = _flax_slice(path, parts, leaf.shape, shape)
-  return _stacked(operator, leaf.shape) if stacked and operator is not None else operator
+  return _stacked(operator) if stacked and operator is not None else operator
 
 
 def _flax_slice(path, parts, full_shape, shape):
@@ -133,7 +131,7 @@ def haiku_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None
   stacked = any("layer_stack" in part for part in parts)
   shape = leaf.shape[1:] if stacked else leaf.shape
   operator = _haiku_slice(path, parts, leaf.shape, shape)
-  return _stacked(operator, leaf.shape) if stacked and operator is not None else operator
+  return _stacked(operator) if stacked and operator is not None else operator
 
 
 def _haiku_slice(path, parts, full_shape, shape):
@@ -181,22 +179,21 @@ def equinox_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | No
   if _mentions_conv(parts):
     return _conv(rank, out_axis=0)
   raise AmbiguousLeafError(
-      path,
-      leaf.shape,
-      "a weight of three or more dimensions can be a convolution (out, in, k…), a"
-      " normalization scale or a vmapped stack",
-      (
-          repr(_conv(rank, out_axis=0)),
-          "Diagonal()",
-          "Dense((2,), (1,), (0,))",
-          "None",
-      ),
+    path,
+    leaf.shape,
+    "a weight of three or more dimensions can be a convolution (out, in, k…), a"
+    " normalization scale or a vmapped stack",
+    (
+      repr(_conv(rank, out_axis=0)),
+      "Diagonal()",
+      "Dense((2,), (1,), (0,))",
+      "None",
+    ),
   )
 
 
-def _stacked(operator: LinearOperator, shape: tuple[int, ...]) -> LinearOperator:
+def _stacked(operator: Dense | Diagonal) -> LinearOperator:
   """The operator of a leaf whose axis 0 stacks copies of `operator`."""
-  del shape
   if isinstance(operator, Diagonal):
     return Diagonal(batch_axes=(0,))
   shift = lambda axes: tuple(axis + 1 for axis in axes)
@@ -217,45 +214,45 @@ def _kernel_error(path, shape):
   choices = [f"{_conv(rank)!r}  # a convolution"]
   if rank == 3:
     choices += [
-        "Dense((0,), (1, 2))  # DenseGeneral or query/key/value",
-        "Dense((0, 1), (2,))  # DenseGeneral or attention output",
-        "Dense((1,), (2,), (0,))  # a stack of matrices",
+      "Dense((0,), (1, 2))  # DenseGeneral or query/key/value",
+      "Dense((0, 1), (2,))  # DenseGeneral or attention output",
+      "Dense((1,), (2,), (0,))  # a stack of matrices",
     ]
   else:
     last, before = rank - 1, rank - 2
     stack = tuple(range(rank - 2))
     choices.append(f"Dense(({before},), ({last},), {stack})  # a stack of matrices")
   return AmbiguousLeafError(
-      path,
-      shape,
-      f"a kernel of {rank} dimensions can be a convolution, a DenseGeneral, an attention"
-      " projection or a stack of matrices",
-      (*choices, "None  # leave it out"),
+    path,
+    shape,
+    f"a kernel of {rank} dimensions can be a convolution, a DenseGeneral, an attention"
+    " projection or a stack of matrices",
+    (*choices, "None  # leave it out"),
   )
 
 
 def _scale_error(path, shape):
   return AmbiguousLeafError(
-      path,
-      shape,
-      "a scale that is not a vector can be one scaling over several axes or a stack of them",
-      ("Diagonal()", "Diagonal(batch_axes=(0,))", "None"),
+    path,
+    shape,
+    "a scale that is not a vector can be one scaling over several axes or a stack of them",
+    ("Diagonal()", "Diagonal(batch_axes=(0,))", "None"),
   )
 
 
 def _unknown(path, shape):
   if not path:
     return AmbiguousLeafError(
-        path,
-        shape,
-        "this leaf has no name: params is a bare array, or optax.flatten has turned the tree"
-        " into one vector, in which no layer's matrix can be found; pass a tree such as"
-        ' {"kernel": W} (and keep optax.flatten to elementwise transformations)',
-        ("Dense()", "None"),
-    )
-  return AmbiguousLeafError(
       path,
       shape,
-      "no rule of this layout knows a leaf of this name and rank",
-      ("Dense()", "Diagonal()", "None  # not a linear map"),
+      "this leaf has no name: params is a bare array, or optax.flatten has turned the tree"
+      " into one vector, in which no layer's matrix can be found; pass a tree such as"
+      ' {"kernel": W} (and keep optax.flatten to elementwise transformations)',
+      ("Dense()", "None"),
+    )
+  return AmbiguousLeafError(
+    path,
+    shape,
+    "no rule of this layout knows a leaf of this name and rank",
+    ("Dense()", "Diagonal()", "None  # not a linear map"),
   )

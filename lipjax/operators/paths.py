@@ -36,17 +36,15 @@ def float_leaves(tree: Any) -> dict[str, Any]:
     path = path_string(key_path)
     if path in found:
       msg = (
-          f"Two leaves of the tree have the path {path!r}, so their norms could not be"
-          " told apart; rename one of them."
+        f"Two leaves of the tree have the path {path!r}, so their norms could not be"
+        " told apart; rename one of them."
       )
       raise ValueError(msg)
     found[path] = leaf
   return dict(sorted(found.items()))
 
 
-def map_float_leaves(
-    fn: Callable[[str, Any], Any], tree: Any
-) -> Any:
+def map_float_leaves(fn: Callable[[str, Any], Any], tree: Any) -> Any:
   """`tree` with every floating-point array leaf replaced by ``fn(path, leaf)``."""
 
   def visit(key_path, leaf):
@@ -62,8 +60,8 @@ def is_float_array(leaf: Any, path: str) -> bool:
     return False
   if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
     msg = (
-        f"The leaf {path!r} is {leaf.dtype}; lipjax takes real weights. Leave it out"
-        " with mask=…, or keep real and imaginary parts as two leaves."
+      f"The leaf {path!r} is {leaf.dtype}; lipjax takes real weights. Leave it out"
+      " with mask=…, or keep real and imaginary parts as two leaves."
     )
     raise ValueError(msg)
   return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -13,12 +13,12 @@ def compute_dtype(dtype) -> jnp.dtype:
 
 
 def contract(
-    w: jax.Array,
-    x: jax.Array,
-    *,
-    over: tuple[int, ...],
-    keep: tuple[int, ...],
-    batch: tuple[int, ...],
+  w: jax.Array,
+  x: jax.Array,
+  *,
+  over: tuple[int, ...],
+  keep: tuple[int, ...],
+  batch: tuple[int, ...],
 ) -> jax.Array:
   """Contracts `w` with `x` over the axes `over` of `w`, batched over `batch`.
 
@@ -36,12 +36,12 @@ def contract(
   w, x = w.astype(dtype), x.astype(dtype)
   if jax.device_count() == 1:
     return jnp.einsum(
-        w,
-        list(range(w.ndim)),
-        x,
-        [*batch, *over],
-        [*batch, *keep],
-        precision=lax.Precision.HIGHEST,
+      w,
+      list(range(w.ndim)),
+      x,
+      [*batch, *over],
+      [*batch, *keep],
+      precision=lax.Precision.HIGHEST,
     )
   product = w * _spread(x, (*batch, *over), w.ndim)
   left = [axis for axis in range(w.ndim) if axis not in over]
@@ -50,7 +50,7 @@ def contract(
 
 
 def outer(
-    x: jax.Array, y: jax.Array, *, x_axes: tuple[int, ...], y_axes: tuple[int, ...], ndim: int
+  x: jax.Array, y: jax.Array, *, x_axes: tuple[int, ...], y_axes: tuple[int, ...], ndim: int
 ) -> jax.Array:
   """The outer product of `x` and `y`, each spread over its axes of the result.
 

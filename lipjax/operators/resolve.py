@@ -20,7 +20,7 @@ class LayoutError(ValueError):
 
 
 def resolve_operators(
-    params: Any, layout: Layout | None = None, layout_overrides: Overrides | None = None
+  params: Any, layout: Layout | None = None, layout_overrides: Overrides | None = None
 ) -> dict[str, LinearOperator]:
   """The operator of every leaf that is one, ``{path: operator}`` sorted by path.
 
@@ -39,16 +39,16 @@ def resolve_operators(
   if problems:
     lines = "\n".join(f"  - {problem}" for problem in problems.values())
     msg = (
-        f"{len(problems)} leaf or override of the params could not be read as an"
-        f" operator:\n{lines}\nlipjax.describe(params) shows every leaf; a leaf that a"
-        " mask leaves out is not asked about."
+      f"{len(problems)} leaf or override of the params could not be read as an"
+      f" operator:\n{lines}\nlipjax.describe(params) shows every leaf; a leaf that a"
+      " mask leaves out is not asked about."
     )
     raise LayoutError(msg)
   return {path: op for path, op in decided.items() if op is not None}
 
 
 def decide(
-    leaves: dict[str, Any], layout: Layout | None, layout_overrides: Overrides | None
+  leaves: dict[str, Any], layout: Layout | None, layout_overrides: Overrides | None
 ) -> tuple[dict[str, LinearOperator | None], dict[str, Exception | str]]:
   """The decision for every leaf, and a problem for every leaf without one."""
   layout = flax_layout if layout is None else layout
@@ -84,8 +84,8 @@ def _checked(operator, source):
   if operator is None or isinstance(operator, LinearOperator):
     return operator
   msg = (
-      f"{source} is {operator!r}; expected a lipjax operator such as lipjax.Dense(), or"
-      " None for a leaf that is not a linear map."
+    f"{source} is {operator!r}; expected a lipjax operator such as lipjax.Dense(), or"
+    " None for a leaf that is not a linear map."
   )
   raise ValueError(msg)
 
@@ -95,15 +95,13 @@ def _unmatched(leaves, layout, overrides):
   for pattern in overrides:
     if not any(re.fullmatch(pattern, path) for path in leaves):
       problems[f"layout_overrides {pattern}"] = (
-          f"layout_overrides[{pattern!r}] matches no leaf (a regex must match the whole"
-          f" path; paths are {_some(leaves)}). Correct it, or leave it out."
+        f"layout_overrides[{pattern!r}] matches no leaf (a regex must match the whole"
+        f" path; paths are {_some(leaves)}). Correct it, or leave it out."
       )
   if isinstance(layout, Mapping):
     for path in layout:
       if path not in leaves:
-        problems[f"layout {path}"] = (
-            f"layout[{path!r}] names no leaf; paths are {_some(leaves)}."
-        )
+        problems[f"layout {path}"] = f"layout[{path!r}] names no leaf; paths are {_some(leaves)}."
   return problems
 
 

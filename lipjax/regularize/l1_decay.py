@@ -23,7 +23,7 @@ class L1DecayState(NamedTuple):
 
 
 def add_l1_decay(
-    strength: optax.ScalarOrSchedule, *, mask: Mask | None = None
+  strength: optax.ScalarOrSchedule, *, mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds :math:`\lambda\,\mathrm{sign}(w)`, the gradient of :math:`\lambda\|w\|_1`.
 

@@ -19,14 +19,14 @@ from lipjax.regularize.penalty import Penalty, check_penalty, penalty_value
 
 
 def spectral_penalty(
-    params: Any,
-    vectors: Mapping[str, SingularTriplet] | None = None,
-    *,
-    penalty: Penalty = "squared",
-    target: float | None = None,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
-    n_steps: int = 1,
+  params: Any,
+  vectors: Mapping[str, SingularTriplet] | None = None,
+  *,
+  penalty: Penalty = "squared",
+  target: float | None = None,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
+  n_steps: int = 1,
 ) -> jax.Array:
   r"""A penalty on every operator's spectral norm, to add to a loss.
 
@@ -73,14 +73,14 @@ def spectral_penalty(
     sigmas = spectral_norms(params, layout=layout, layout_overrides=layout_overrides)
   else:
     triplets, _ = update_singular_vectors(
-        params, vectors, n_steps=n_steps, layout=layout, layout_overrides=layout_overrides
+      params, vectors, n_steps=n_steps, layout=layout, layout_overrides=layout_overrides
     )
     sigmas = {path: triplet.sigma for path, triplet in triplets.items()}
   return _total([penalty_value(penalty, sigma, target) for sigma in sigmas.values()])
 
 
 def frobenius_penalty(
-    params: Any, *, layout: Layout | None = None, layout_overrides: Overrides | None = None
+  params: Any, *, layout: Layout | None = None, layout_overrides: Overrides | None = None
 ) -> jax.Array:
   r""":math:`\frac12\sum\|w\|_F^2` over every operator's leaf, to add to a loss.
 

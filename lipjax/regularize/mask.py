@@ -25,9 +25,9 @@ def _checked(mask):
   for leaf in jax.tree.leaves(mask):
     if not isinstance(leaf, (bool, np.bool_)):
       msg = (
-          f"mask has a leaf {leaf!r}; expected a tree of bools like the params (or a prefix"
-          " of it), or a function from params to one. Under optax.inject_hyperparams a"
-          " function is called as a schedule: list it in static_args=('mask',)."
+        f"mask has a leaf {leaf!r}; expected a tree of bools like the params (or a prefix"
+        " of it), or a function from params to one. Under optax.inject_hyperparams a"
+        " function is called as a schedule: list it in static_args=('mask',)."
       )
       raise ValueError(msg)
   return mask

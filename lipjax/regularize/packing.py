@@ -22,25 +22,24 @@ from lipjax.measure.triplet import SingularTriplet
 def pack(groups: list[Group], stacked: list[SingularTriplet]) -> SingularTriplet:
   """Flat sigma (in path order), u and v (in group order)."""
   dtype = jnp.result_type(*[group.compute_dtype for group in groups])
-
-  def flat(arrays):
-    return jnp.concatenate([jnp.ravel(x).astype(dtype) for x in arrays])
-
-  sigma = flat([t.sigma for t in stacked])[np.argsort(_sigma_slots(groups))]
-  return SingularTriplet(sigma, flat([t.u for t in stacked]), flat([t.v for t in stacked]))
+  sigma, u, v = (
+    jnp.concatenate([jnp.ravel(x).astype(dtype) for x in arrays])
+    for arrays in zip(*stacked, strict=True)
+  )
+  return SingularTriplet(sigma[np.argsort(_sigma_slots(groups))], _odd(u), _odd(v))
 
 
 def unpack(groups: list[Group], packed: SingularTriplet) -> list[SingularTriplet]:
   """The reverse of `pack`."""
   columns = zip(
-      _split(packed.sigma[_sigma_slots(groups)], [g.triplet_shapes().sigma for g in groups]),
-      _split(packed.u, [g.triplet_shapes().u for g in groups]),
-      _split(packed.v, [g.triplet_shapes().v for g in groups]),
-      strict=True,
+    _split(packed.sigma[_sigma_slots(groups)], [g.triplet_shapes().sigma for g in groups]),
+    _split(packed.u, [g.triplet_shapes().u for g in groups]),
+    _split(packed.v, [g.triplet_shapes().v for g in groups]),
+    strict=True,
   )
   return [
-      SingularTriplet(*(x.astype(group.compute_dtype) for x in arrays))
-      for group, arrays in zip(groups, columns, strict=True)
+    SingularTriplet(*(x.astype(group.compute_dtype) for x in arrays))
+    for group, arrays in zip(groups, columns, strict=True)
   ]
 
 
@@ -64,13 +63,23 @@ def sigma_by_path(sigma: jax.Array, index: dict[str, Any]) -> dict[str, jax.Arra
   return dict(zip(shapes, parts, strict=True))
 
 
+def _odd(x: jax.Array) -> jax.Array:
+  """`x` with a 0 appended where its length is even.
+
+  A mesh divides by powers of two. On automatic meshes the compiler would shard a
+  vector of even length like the weights, and a state that comes out sharded
+  otherwise than it went in recompiles the training step.
+  """
+  return jnp.concatenate([x, jnp.zeros((1,), x.dtype)]) if x.size % 2 == 0 else x
+
+
 def _sigma_slots(groups: list[Group]) -> np.ndarray:
   """For every sigma in group order, its place in path order."""
   entries = [
-      (path, i)
-      for group in groups
-      for path in group.paths
-      for i in range(math.prod(group.operator.batch_shape(group.shape)))
+    (path, i)
+    for group in groups
+    for path in group.paths
+    for i in range(math.prod(group.operator.batch_shape(group.shape)))
   ]
   place = {entry: slot for slot, entry in enumerate(sorted(entries))}
   return np.array([place[entry] for entry in entries], np.int32)

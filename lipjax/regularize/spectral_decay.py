@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.measure.groups import group_leaves, stack_triplets
-from lipjax.measure.sharding import explicit_mesh
+from lipjax.measure.sharding import explicit_mesh, result_sharded
 from lipjax.measure.singular_vectors import init_singular_vectors, iterate_groups
 from lipjax.measure.triplet import SingularTriplet, clean
 from lipjax.operators.layouts import Layout
@@ -42,29 +43,29 @@ class SpectralDecayState(NamedTuple):
 
 
 def add_spectral_decay(
-    strength: optax.ScalarOrSchedule,
-    *,
-    penalty: Penalty = "squared",
-    target: float | None = None,
-    mask: Mask | None = None,
-    layout: Layout | None = None,
-    layout_overrides: Overrides | None = None,
-    n_steps: int = 1,
-    every: int = 1,
-    seed: int = 0,
+  strength: optax.ScalarOrSchedule,
+  *,
+  penalty: Penalty = "squared",
+  target: float | None = None,
+  mask: Mask | None = None,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
+  n_steps: int = 1,
+  every: int = 1,
+  seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adds the gradient of a spectral norm penalty to the updates.
 
   With :math:`\lambda` the strength and :math:`\sigma, u, v` each operator's top
   singular triplet, tracked by `n_steps` of warm-started power iteration a step:
 
-  ============  ==============================================  ==============================
-  `penalty`     objective added                                 added to the update of ``w``
-  ============  ==============================================  ==============================
-  ``squared``   :math:`\frac\lambda2\sum\sigma^2`               :math:`\lambda\,\sigma\,u v^T`
-  ``norm``      :math:`\lambda\sum\sigma`                       :math:`\lambda\,u v^T`
-  ``hinge``     :math:`\frac\lambda2\sum(\sigma-\tau)_+^2`      :math:`\lambda(\sigma-\tau)_+\,u v^T`
-  ============  ==============================================  ==============================
+  ===========  ==========================================  ================================
+  `penalty`    objective added                             added to the update of ``w``
+  ===========  ==========================================  ================================
+  ``squared``  :math:`\frac\lambda2\sum\sigma^2`           :math:`\lambda\sigma u v^T`
+  ``norm``     :math:`\lambda\sum\sigma`                   :math:`\lambda u v^T`
+  ``hinge``    :math:`\frac\lambda2\sum(\sigma-\tau)_+^2`  :math:`\lambda(\sigma-\tau)_+u v^T`
+  ===========  ==========================================  ================================
 
   The loss is unchanged. Where it stands in a chain decides what it means:
 
@@ -135,8 +136,8 @@ def add_spectral_decay(
     leaves = float_leaves(params)
     if leaves and not operators:
       msg = (
-          f"add_spectral_decay found no operator among the leaves {sorted(leaves)}; give a"
-          " layout that knows them, or take the transformation out of the chain."
+        f"add_spectral_decay found no operator among the leaves {sorted(leaves)}; give a"
+        " layout that knows them, or take the transformation out of the chain."
       )
       raise ValueError(msg)
     return group_leaves(operators, leaves), leaves
@@ -145,17 +146,18 @@ def add_spectral_decay(
     groups, leaves = find(params)
     count = jnp.zeros((), jnp.int32)
     if not groups:
-      empty = jnp.zeros((0,), jnp.float32)
+      # Three arrays, not one three times: a state's buffers may be donated.
+      empty = lambda: jnp.zeros((0,), jnp.float32)
       # optax.tree.map_params passes a placeholder without leaves, which stands
       # for the paths, so that its mapping leaves them alone.
-      return SpectralDecayState(count, empty, empty, empty, params if not leaves else {})
+      return SpectralDecayState(count, empty(), empty(), empty(), params if not leaves else {})
     operators = {path: g.operator for g in groups for path in g.paths}
     vectors = init_singular_vectors(
-        {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
+      {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
     )
     packed = pack(groups, [stack_triplets(group, vectors) for group in groups])
     count, packed = _replicated_like(leaves, (count, packed))
-    return SpectralDecayState(count, *packed, path_index(groups))
+    return SpectralDecayState(count, packed.sigma, packed.u, packed.v, path_index(groups))
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
@@ -170,9 +172,7 @@ def add_spectral_decay(
     # inline the loop (see iterate_groups).
     due = (state.count % every == 0) & (state.count >= 0)
     packed = SingularTriplet(state.sigma, state.u, state.v)
-    stacked = iterate_groups(
-        groups, leaves, unpack(groups, packed), jnp.where(due, n_steps, 0)
-    )
+    stacked = iterate_groups(groups, leaves, unpack(groups, packed), jnp.where(due, n_steps, 0))
     value = strength(state.count) if callable(strength) else strength
     if not (isinstance(value, (int, float)) and value == 0):
       updates = _add_to_updates(updates, groups, stacked, value, penalty, target)
@@ -208,8 +208,8 @@ def read_spectral_norms(opt_state: Any) -> dict[str, jax.Array]:
   states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
   if not states:
     msg = (
-        "This optimizer state holds no SpectralDecayState; pass the state of a chain with"
-        " lipjax.add_spectral_decay in it."
+      "This optimizer state holds no SpectralDecayState; pass the state of a chain with"
+      " lipjax.add_spectral_decay in it."
     )
     raise ValueError(msg)
   norms = {}
@@ -240,9 +240,7 @@ def _add_to_updates(updates, groups, stacked, strength, penalty, target):
       # A schedule's 0 keeps even the sign of a zero and ignores a NaN norm.
       return added if isinstance(strength, (int, float)) else jnp.where(strength == 0, g, added)
 
-    if explicit_mesh(g) is not None:
-      add = jax.sharding.auto_axes(add, out_sharding=jax.typeof(g).sharding.spec)
-    return add(g, v, u)
+    return result_sharded(add, g, jax.typeof(g).sharding.spec)(g, v, u)
 
   return map_float_leaves(visit, updates)
 
@@ -251,9 +249,9 @@ def _check_paths(state, index):
   if set(state.paths) != set(index):
     missing, extra = set(index) - set(state.paths), set(state.paths) - set(index)
     msg = (
-        "The state of add_spectral_decay was made for other params: it has no vectors for"
-        f" {sorted(missing)} and has vectors for {sorted(extra)}. Call init again with"
-        " these params."
+      "The state of add_spectral_decay was made for other params: it has no vectors for"
+      f" {sorted(missing)} and has vectors for {sorted(extra)}. Call init again with"
+      " these params."
     )
     raise ValueError(msg)
 
@@ -268,11 +266,14 @@ def _replicated_like(leaves, tree):
   """`tree` on every device of the params' mesh, so that updates keep its sharding."""
   for leaf in leaves.values():
     sharding = getattr(leaf, "sharding", None)
-    if (
-        isinstance(sharding, NamedSharding)
-        and isinstance(sharding.mesh, jax.sharding.Mesh)
-        and sharding.mesh.size > 1
-        and not isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct))
-    ):
-      return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+    abstract = isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not abstract:
+      explicit = explicit_mesh(leaf) is not None
+      return jax.tree.map(lambda x: _replicate(x, sharding.mesh, explicit), tree)  # noqa: B023
   return tree
+
+
+def _replicate(x, mesh, explicit):
+  # Types of explicit axes spell replication out, one None a dimension.
+  spec = PartitionSpec(*(None,) * x.ndim if explicit else ())
+  return jax.device_put(x, NamedSharding(mesh, spec))

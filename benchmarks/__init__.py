@@ -1,0 +1,1 @@
+"""Measurements: every claim of speed in lipjax is a row made here."""

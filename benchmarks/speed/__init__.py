@@ -1,0 +1,1 @@
+"""Speed of lipjax against a peer and against memory bandwidth, as JSON."""

@@ -1,0 +1,130 @@
+"""Training many small networks as one program.
+
+Every seed and every strength of a method is one network; two nested `jax.vmap`
+turn them into one, so that a step is a few large matrix products and the whole
+method compiles once. Leading axes are (strength, seed) everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lipjax
+from lipjax.commands.demo_data import Split
+from lipjax.commands.demo_methods import Method, Strength
+from lipjax.commands.demo_model import init_params, loss
+
+BATCH = 100
+CHUNK = 100  # Steps between two advances of the progress bar.
+
+
+class Networks(NamedTuple):
+  """Networks in training: their parameters and optimizer states."""
+
+  params: Any
+  opt_state: Any
+
+
+class Trained(NamedTuple):
+  """The outcome of one method.
+
+  Attributes:
+    params: of every network, leading axes (strength, seed).
+    history: ``{path: sigma}`` as tracked at every step, shape (strength, seed, steps).
+    tracked: ``{path: sigma}`` of the final weights, by one more power step.
+  """
+
+  params: Any
+  history: dict[str, np.ndarray]
+  tracked: dict[str, np.ndarray]
+
+
+def train(
+  method: Method,
+  strengths: tuple[float, ...],
+  n_seeds: int,
+  n_steps: int,
+  data: Split,
+  on_progress: Callable[[int], None] = lambda n: None,
+) -> Trained:
+  """Trains one network for each strength and seed.
+
+  Args:
+    method: how to train.
+    strengths: of the method.
+    n_seeds: seeds 0, 1, … of initialization and batches, shared by all strengths.
+    n_steps: of SGD.
+    data: the training images.
+    on_progress: called with the number of steps done since the last call.
+
+  Returns:
+    The trained networks and their norms.
+  """
+  keys = jax.vmap(jax.random.key)(jnp.arange(n_seeds))
+  each = (jnp.array(strengths), keys)
+  networks = jax.jit(_over_networks(lambda *one: start(method, *one)))(*each)
+  advance = _over_networks(lambda *one: _advance(method, *one), n_shared=2)
+  advance = jax.jit(advance, donate_argnums=2)
+  chunks = []
+  for begin in range(0, n_steps, CHUNK):
+    steps = jnp.arange(begin, min(begin + CHUNK, n_steps))
+    networks, norms = jax.block_until_ready(advance(*each, networks, data, steps))
+    chunks.append(norms)
+    on_progress(len(steps))
+  tracked = jax.jit(_over_networks(lambda *one: _track(method, *one)))(*each, networks)
+  history = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *chunks)
+  return Trained(networks.params, history, jax.tree.map(np.asarray, tracked))
+
+
+def start(method: Method, strength: Strength, key: jax.Array) -> Networks:
+  """One new network."""
+  params = init_params(key)
+  return Networks(params, method.transformation(strength).init(params))
+
+
+def train_step(
+  method: Method, strength: Strength, key: jax.Array, network: Networks, data: Split, step: Any
+) -> Networks:
+  """One step of one network, on a batch drawn with replacement."""
+  rows = jax.random.randint(jax.random.fold_in(key, step), (BATCH,), 0, len(data.labels))
+  batch = jax.tree.map(lambda x: x[rows], data)
+  gradients = jax.grad(loss)(network.params, batch)
+  transformation = method.transformation(strength)
+  updates, opt_state = transformation.update(gradients, network.opt_state, network.params)
+  return Networks(optax.apply_updates(network.params, updates), opt_state)
+
+
+def _advance(method, strength, key, network, data, steps):
+  """A chunk of steps; the norms are read from the optimizer state at each."""
+
+  def body(network, step):
+    network = train_step(method, strength, key, network, data, step)
+    return network, lipjax.read_spectral_norms(network.opt_state)
+
+  return jax.lax.scan(body, network, steps)
+
+
+def _track(method, strength, key, network):
+  """The norms that the next update would measure, which are those of these weights."""
+  del key
+  zeros = jax.tree.map(jnp.zeros_like, network.params)
+  update = method.transformation(strength).update
+  return lipjax.read_spectral_norms(update(zeros, network.opt_state, network.params)[1])
+
+
+def _over_networks(fn, n_shared=0):
+  """`fn` of (strength, key, networks…, shared…), over strengths and over seeds."""
+
+  def mapped(strengths, keys, *rest):
+    cut = len(rest) - n_shared
+    axes = (0,) * cut + (None,) * n_shared
+    over_seeds = jax.vmap(fn, in_axes=(None, 0, *axes))
+    return jax.vmap(over_seeds, in_axes=(0, None, *axes))(strengths, keys, *rest)
+
+  return mapped
