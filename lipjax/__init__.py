@@ -1,6 +1,17 @@
 """Lipschitz control of neural networks in JAX: measure, regularize, constrain, certify."""
 
 # Operators
+from lipjax.operators.base import LinearOperator as LinearOperator
+from lipjax.operators.dense import Dense as Dense
+from lipjax.operators.dense import ReshapedKernel as ReshapedKernel
+from lipjax.operators.diagonal import Diagonal as Diagonal
+from lipjax.operators.layouts import AmbiguousLeafError as AmbiguousLeafError
+from lipjax.operators.layouts import equinox_layout as equinox_layout
+from lipjax.operators.layouts import flax_layout as flax_layout
+from lipjax.operators.layouts import haiku_layout as haiku_layout
+from lipjax.operators.resolve import LayoutError as LayoutError
+from lipjax.operators.describe import describe as describe
+
 # Measure
 from lipjax.measure.norms import frobenius_norms as frobenius_norms
 from lipjax.measure.norms import spectral_norms as spectral_norms
@@ -9,16 +20,6 @@ from lipjax.measure.power_iteration import power_iteration as power_iteration
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors
 from lipjax.measure.singular_vectors import update_singular_vectors as update_singular_vectors
 from lipjax.measure.triplet import SingularTriplet as SingularTriplet
-from lipjax.operators.base import LinearOperator as LinearOperator
-from lipjax.operators.dense import Dense as Dense
-from lipjax.operators.dense import ReshapedKernel as ReshapedKernel
-from lipjax.operators.describe import describe as describe
-from lipjax.operators.diagonal import Diagonal as Diagonal
-from lipjax.operators.layouts import AmbiguousLeafError as AmbiguousLeafError
-from lipjax.operators.layouts import equinox_layout as equinox_layout
-from lipjax.operators.layouts import flax_layout as flax_layout
-from lipjax.operators.layouts import haiku_layout as haiku_layout
-from lipjax.operators.resolve import LayoutError as LayoutError
 
 # Regularize
 from lipjax.regularize.l1_decay import L1DecayState as L1DecayState

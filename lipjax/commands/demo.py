@@ -25,7 +25,7 @@ def add_parser(commands: Any) -> None:
   )
   parser.add_argument("--quick", action="store_true", help="a smaller run, for a first look")
   parser.add_argument("--seeds", type=_at_least(2), metavar="N", help="default 5, quick 2")
-  parser.add_argument("--steps", type=_at_least(1), metavar="N", help="default 1500, quick 200")
+  parser.add_argument("--steps", type=_at_least(1), metavar="N", help="default 1500, quick 100")
   parser.add_argument(
     "--out",
     type=Path,
@@ -38,14 +38,14 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Trains, prints and writes. Exits with a message when an extra is missing."""
+  begin = time.perf_counter()
   _require_extras()
   _make_directory(args.out)
   from lipjax.commands import demo_data
 
-  begin = time.perf_counter()
   data = demo_data.load()
   n_seeds = args.seeds or (2 if args.quick else 5)
-  n_steps = args.steps or (200 if args.quick else 1500)
+  n_steps = args.steps or (100 if args.quick else 1500)
   results = _results(data, n_seeds, n_steps, quick=args.quick)
   settings = {"seeds": n_seeds, "steps": n_steps, "quick": args.quick}
   _print(results, data, settings)

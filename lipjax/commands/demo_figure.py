@@ -40,7 +40,7 @@ def _norms_panel(axes, results, history):
       axes.plot(history + 1, sigma.mean(0), style, color=color, lw=1.5, label=label)
       _band(axes, history + 1, sigma, color)
   axes.set(title="Spectral norms during training", xlabel="training step")
-  axes.set_ylabel("tracked σ of the layer")
+  axes.set_ylabel("tracked σ of the layer (estimate from below)")
   axes.set_ylim(bottom=0)
   axes.set_xlim(0, history[-1] + 1)
   axes.legend(ncols=3, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -27,7 +27,7 @@ def table(results: list[Result]) -> Table:
   for result in results:
     estimates = [*accuracies(result).values(), *map(estimate, result.norms.values())]
     cells = [_cell(value, 1 if i < 3 else 2) for i, value in enumerate(estimates)]
-    product = _cell(estimate(result.product), 1)
+    product = _cell(estimate(result.product), 2)
     grid.add_row(f"[bold]{result.method.name}[/]\n{_strength(result)}", *cells, product)
   return grid
 
@@ -75,7 +75,7 @@ def notes(results: list[Result], data: Digits, n_seeds: int) -> list[str]:
     " ball of that radius; it finds some adversarial images, not all, so true robust accuracy"
     " is at most this.",
     "The product of σ bounds the network's l2 Lipschitz constant only as far as the σ are"
-    " right: Lanczos estimates them from below. It is not a certificate.",
+    " right: they come from a float32 SVD without a margin for rounding. It is not a certificate.",
     "Tracked σ (one power step an update) against these, at the end of training, largest"
     f" deviation: {gaps}.",
   ]

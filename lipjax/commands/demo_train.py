@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,7 +20,7 @@ from lipjax.commands.demo_methods import Method, Strength
 from lipjax.commands.demo_model import init_params, loss
 
 BATCH = 100
-CHUNK = 100  # Steps between two advances of the progress bar.
+CHUNK = 50  # Steps between two advances of the progress bar.
 
 
 class Networks(NamedTuple):
@@ -66,26 +65,26 @@ def train(
   Returns:
     The trained networks and their norms.
   """
-  keys = jax.vmap(jax.random.key)(jnp.arange(n_seeds))
-  each = (jnp.array(strengths), keys)
-  networks = jax.jit(_over_networks(lambda *one: start(method, *one)))(*each)
-  advance = _over_networks(lambda *one: _advance(method, *one), n_shared=2)
-  advance = jax.jit(advance, donate_argnums=2)
+  keys = jax.vmap(jax.random.key)(np.arange(n_seeds))
+  each = (np.array(strengths, np.float32), keys)
+  networks = _repeat(jax.vmap(lambda p: start(method, p))(_init_all(keys)), len(strengths))
+  advance = jax.jit(_over_networks(lambda *one: _advance(method, *one)))
   chunks = []
   for begin in range(0, n_steps, CHUNK):
-    steps = jnp.arange(begin, min(begin + CHUNK, n_steps))
+    steps = np.arange(begin, min(begin + CHUNK, n_steps))
     networks, norms = jax.block_until_ready(advance(*each, networks, data, steps))
     chunks.append(norms)
     on_progress(len(steps))
-  tracked = jax.jit(_over_networks(lambda *one: _track(method, *one)))(*each, networks)
+  # An update measures the weights before it. The first norms of one more chunk are those of
+  # the final weights; the rest of it is thrown away, which is cheaper than to compile anew.
+  tracked = jax.tree.map(lambda x: np.asarray(x)[..., 0], advance(*each, networks, data, steps)[1])
   history = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *chunks)
-  return Trained(networks.params, history, jax.tree.map(np.asarray, tracked))
+  return Trained(jax.tree.map(np.asarray, networks.params), history, tracked)
 
 
-def start(method: Method, strength: Strength, key: jax.Array) -> Networks:
-  """One new network."""
-  params = init_params(key)
-  return Networks(params, method.transformation(strength).init(params))
+def start(method: Method, params: Any) -> Networks:
+  """A network before its first step; no state depends on the strength."""
+  return Networks(params, method.transformation(0.0).init(params))
 
 
 def train_step(
@@ -110,21 +109,15 @@ def _advance(method, strength, key, network, data, steps):
   return jax.lax.scan(body, network, steps)
 
 
-def _track(method, strength, key, network):
-  """The norms that the next update would measure, which are those of these weights."""
-  del key
-  zeros = jax.tree.map(jnp.zeros_like, network.params)
-  update = method.transformation(strength).update
-  return lipjax.read_spectral_norms(update(zeros, network.opt_state, network.params)[1])
+_init_all = jax.jit(jax.vmap(init_params))
 
 
-def _over_networks(fn, n_shared=0):
-  """`fn` of (strength, key, networks…, shared…), over strengths and over seeds."""
+def _repeat(networks, n_strengths):
+  """Every strength starts from the same weights. In NumPy, which has nothing to compile."""
+  return jax.tree.map(lambda x: np.broadcast_to(x, (n_strengths, *x.shape)), networks)
 
-  def mapped(strengths, keys, *rest):
-    cut = len(rest) - n_shared
-    axes = (0,) * cut + (None,) * n_shared
-    over_seeds = jax.vmap(fn, in_axes=(None, 0, *axes))
-    return jax.vmap(over_seeds, in_axes=(0, None, *axes))(strengths, keys, *rest)
 
-  return mapped
+def _over_networks(fn):
+  """`fn` of (strength, key, network, data, steps), over strengths and over seeds."""
+  over_seeds = jax.vmap(fn, in_axes=(None, 0, 0, None, None))
+  return jax.vmap(over_seeds, in_axes=(0, None, 0, None, None))

@@ -85,7 +85,8 @@ def operator_norm(
 def _check_linear(forward, flat) -> None:
   """Raises where the function has no transpose or has an offset."""
   try:
-    jax.linear_transpose(forward, flat)
+    output = jax.eval_shape(forward, flat)
+    jax.eval_shape(jax.linear_transpose(forward, flat), output)  # transposes when called
     at_zero = forward(jnp.zeros_like(flat))
   except Exception as error:
     msg = (
@@ -94,6 +95,12 @@ def _check_linear(forward, flat) -> None:
       " pass jax.linearize(fn, x0)[1]."
     )
     raise ValueError(msg) from error
+  if jnp.issubdtype(output.dtype, jnp.complexfloating):
+    msg = (
+      f"The function's output is {output.dtype}; operator_norm takes real maps. Return the"
+      " pair (y.real, y.imag), which has the same norm."
+    )
+    raise ValueError(msg)
   if not isinstance(at_zero, Tracer) and bool(jnp.any(at_zero != 0)):
     msg = (
       "operator_norm needs a linear function, and this one is not 0 at 0: it adds a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.measure.scaling import nonzero, norm_and_direction, usable_scale
+from lipjax.measure.sharding import replicated_result
 from lipjax.measure.starts import ones_unit, random_unit, restart_unit
 from lipjax.measure.triplet import (
   SingularTriplet,
@@ -84,22 +86,25 @@ def power_iteration(
     msg = f"format is {format!r}; expected 'one_sided' or 'two_sided'."
     raise ValueError(msg)
   operator.validate(w.shape)
-  if operator.has_closed_form:
-    triplet = SingularTriplet(*operator.closed_form(lax.stop_gradient(w)))
-    return differentiable_sigma(operator, w, triplet)
+  first = initial_triplet(operator, w, start, key)
+  triplet = _iterate(lax.stop_gradient(w), first, n_steps, tol, max_steps, operator, format)
+  return differentiable_sigma(operator, w, clean(triplet, triplet.sigma.ndim))
+
+
+@functools.partial(jax.jit, static_argnames=("operator", "format"))
+def _iterate(w, first, n_steps, tol, max_steps, operator, format):
+  """The iteration, compiled once for a shape when called outside jit."""
   step = two_sided_step if format == "two_sided" else one_sided_step
-  frozen = lax.stop_gradient(w)
-  triplet = initial_triplet(operator, w, start, key)
 
-  def advance(t):
-    return step(operator, frozen, t)
+  def run(w, triplet):
+    if operator.has_closed_form:
+      return SingularTriplet(*operator.closed_form(w))
+    advance = functools.partial(step, operator, w)
+    if n_steps is not None:
+      return lax.fori_loop(0, n_steps, lambda _, t: advance(t), triplet)
+    return _until(advance, triplet, tol, max_steps)
 
-  if n_steps is not None:
-    triplet = lax.fori_loop(0, n_steps, lambda _, t: advance(t), triplet)
-  else:
-    triplet = _until(advance, triplet, tol, max_steps)
-  triplet = clean(triplet, triplet.sigma.ndim)
-  return differentiable_sigma(operator, w, triplet)
+  return replicated_result(run, w)(w, first)
 
 
 def two_sided_step(
@@ -107,9 +112,8 @@ def two_sided_step(
 ) -> SingularTriplet:
   """Format B: both sides are normalized, so nothing can overflow."""
   n_batch = triplet.sigma.ndim
-  norm_v, v = norm_and_direction(operator.adjoint(w, triplet.u), n_batch)
+  _, v = norm_and_direction(operator.adjoint(w, triplet.u), n_batch)
   sigma, u = norm_and_direction(operator.apply(w, v), n_batch)
-  del norm_v
   return _keep_direction(SingularTriplet(sigma, u, v))
 
 

@@ -39,3 +39,23 @@ def result_sharded(fn: Callable[..., Any], weights: Any, spec: PartitionSpec) ->
   # of `jax.set_mesh`, and does nothing without one.
   alone = jax.sharding.get_abstract_mesh().empty
   return jax.sharding.auto_axes(fn, out_sharding=NamedSharding(mesh, spec) if alone else spec)
+
+
+def replicated_like(leaves: Any, tree: Any) -> Any:
+  """`tree` on every device of the mesh of `leaves`, so that updates keep its sharding.
+
+  Concrete leaves only: a jitted `init` whose result does not depend on its argument
+  runs where `jax.set_mesh` or ``out_shardings`` say.
+  """
+  for leaf in jax.tree.leaves(leaves):
+    sharding = getattr(leaf, "sharding", None)
+    abstract = isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not abstract:
+      return jax.tree.map(lambda x: jax.device_put(x, _replicated(x, sharding.mesh)), tree)  # noqa: B023
+  return tree
+
+
+def _replicated(x, mesh):
+  # Types of explicit axes spell replication out, one None a dimension.
+  spec = PartitionSpec(*(None,) * x.ndim) if mesh.explicit_axes else PartitionSpec()
+  return NamedSharding(mesh, spec)

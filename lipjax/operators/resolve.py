@@ -39,9 +39,9 @@ def resolve_operators(
   if problems:
     lines = "\n".join(f"  - {problem}" for problem in problems.values())
     msg = (
-      f"{len(problems)} leaf or override of the params could not be read as an"
-      f" operator:\n{lines}\nlipjax.describe(params) shows every leaf; a leaf that a"
-      " mask leaves out is not asked about."
+      f"Leaves or overrides that could not be read as operators ({len(problems)}):\n{lines}\n"
+      "lipjax.describe(params) shows every leaf; a leaf that a mask leaves out is not asked"
+      " about."
     )
     raise LayoutError(msg)
   return {path: op for path, op in decided.items() if op is not None}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from lipjax.measure.sharding import replicated_like
 from lipjax.operators.paths import float_leaves, map_float_leaves
 from lipjax.regularize.mask import Mask, masked
 
@@ -58,8 +59,7 @@ def add_l1_decay(
   """
 
   def init(params):
-    del params
-    return L1DecayState(jnp.zeros((), jnp.int32))
+    return L1DecayState(replicated_like(float_leaves(params), jnp.zeros((), jnp.int32)))
 
   def update(updates, state, params=None, **extra_args):
     del extra_args

@@ -22,12 +22,16 @@ def masked(transformation: optax.GradientTransformationExtraArgs, mask: Mask | N
 
 
 def _checked(mask):
+  # A lone bool selects all or nothing; it is what a function of params gives when it is
+  # called with a count.
+  alone = isinstance(mask, (bool, np.bool_))
   for leaf in jax.tree.leaves(mask):
-    if not isinstance(leaf, (bool, np.bool_)):
+    if alone or not isinstance(leaf, (bool, np.bool_)):
       msg = (
-        f"mask has a leaf {leaf!r}; expected a tree of bools like the params (or a prefix"
-        " of it), or a function from params to one. Under optax.inject_hyperparams a"
-        " function is called as a schedule: list it in static_args=('mask',)."
+        f"mask {'is' if alone else 'has a leaf'} {leaf!r}; expected a tree of"
+        " bools like the params (or a prefix of it), or a function from params to one."
+        " Under optax.inject_hyperparams a function is called as a schedule: list it in"
+        " static_args=('mask',)."
       )
       raise ValueError(msg)
   return mask

@@ -57,7 +57,7 @@ def path_index(groups: list[Group]) -> dict[str, Any]:
 
 
 def sigma_by_path(sigma: jax.Array, index: dict[str, Any]) -> dict[str, jax.Array]:
-  """Splits the flat sigma by `path_index`."""
+  """Splits the flat sigma by `path_index`; axes before the last are those of a vmapped state."""
   shapes = {path: _nones_shape(index[path]) for path in sorted(index)}
   parts = _split(sigma, list(shapes.values()))
   return dict(zip(shapes, parts, strict=True))
@@ -86,10 +86,11 @@ def _sigma_slots(groups: list[Group]) -> np.ndarray:
 
 
 def _split(flat, shapes):
+  """Cuts the last axis into pieces of these shapes."""
   ends = np.cumsum([math.prod(shape) for shape in shapes])
   parts, begin = [], 0
   for end, shape in zip(ends.tolist(), shapes, strict=True):
-    parts.append(flat[begin:end].reshape(shape))
+    parts.append(flat[..., begin:end].reshape((*flat.shape[:-1], *shape)))
     begin = end
   return parts
 

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.measure.groups import group_leaves, stack_triplets
-from lipjax.measure.sharding import explicit_mesh, result_sharded
+from lipjax.measure.sharding import replicated_like, result_sharded
 from lipjax.measure.singular_vectors import init_singular_vectors, iterate_groups
 from lipjax.measure.triplet import SingularTriplet, clean
 from lipjax.operators.layouts import Layout
@@ -148,15 +146,16 @@ def add_spectral_decay(
     if not groups:
       # Three arrays, not one three times: a state's buffers may be donated.
       empty = lambda: jnp.zeros((0,), jnp.float32)
-      # optax.tree.map_params passes a placeholder without leaves, which stands
-      # for the paths, so that its mapping leaves them alone.
-      return SpectralDecayState(count, empty(), empty(), empty(), params if not leaves else {})
+      # optax.tree.map_params matches its mapping against the state of a placeholder; a
+      # leaf in place of the paths makes it pass them over whole.
+      paths = 0 if type(params).__name__ == "_ParamsPlaceholder" else {}
+      return SpectralDecayState(count, empty(), empty(), empty(), paths)
     operators = {path: g.operator for g in groups for path in g.paths}
     vectors = init_singular_vectors(
       {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
     )
     packed = pack(groups, [stack_triplets(group, vectors) for group in groups])
-    count, packed = _replicated_like(leaves, (count, packed))
+    count, packed = replicated_like(leaves, (count, packed))
     return SpectralDecayState(count, packed.sigma, packed.u, packed.v, path_index(groups))
 
   def update(updates, state, params=None, **extra_args):
@@ -260,20 +259,3 @@ def _check_positive(name, value):
   if isinstance(value, (int, float)) and (value < 1 or value != int(value)):
     msg = f"{name} is {value}; expected an integer of at least 1."
     raise ValueError(msg)
-
-
-def _replicated_like(leaves, tree):
-  """`tree` on every device of the params' mesh, so that updates keep its sharding."""
-  for leaf in leaves.values():
-    sharding = getattr(leaf, "sharding", None)
-    abstract = isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
-    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not abstract:
-      explicit = explicit_mesh(leaf) is not None
-      return jax.tree.map(lambda x: _replicate(x, sharding.mesh, explicit), tree)  # noqa: B023
-  return tree
-
-
-def _replicate(x, mesh, explicit):
-  # Types of explicit axes spell replication out, one None a dimension.
-  spec = PartitionSpec(*(None,) * x.ndim if explicit else ())
-  return jax.device_put(x, NamedSharding(mesh, spec))

@@ -1,0 +1,75 @@
+"""Sphinx configuration. Nothing is fetched while the pages are built."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the pages say the same on every machine
+
+import public_names  # noqa: E402
+
+project = "lipjax"
+author = "The lipjax developers"
+project_copyright = author
+release = version = importlib.metadata.version("lipjax")
+
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.mathjax",  # rendered in the reader's browser
+  "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "jupyter_execute"]
+default_role = "py:obj"  # `name` in a docstring links to the name where it is documented
+
+html_theme = "sphinx_book_theme"
+html_title = "lipjax"
+html_static_path = ["_static"]
+html_theme_options = {"show_navbar_depth": 2, "home_page_in_toc": True}
+
+# Every page is run at every build, and an error in a cell is an error of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+nb_execution_in_temp = True
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Reference", "notes_style")]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+ALIASES = ("Layout", "Mask", "Overrides", "Penalty", "Vectors", "optax.ScalarOrSchedule")
+autodoc_type_aliases = {name: name for name in ALIASES}
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 88
+
+
+def _show_guarantee(app, what, name, obj, options, lines):
+  """Makes the word Guarantee, which opens a paragraph of a docstring, bold."""
+  del app, what, name, obj, options
+  lines[:] = [re.sub(r"^Guarantee: ", "**Guarantee:** ", line) for line in lines]
+
+
+def _short_aliases(app, what, name, obj, options, signature, returns):
+  """Writes an alias as itself in a signature, not as the forward reference to it."""
+  del app, what, name, obj, options
+  return tuple(
+    text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text)
+    for text in (signature, returns)
+  )
+
+
+def setup(app):
+  """Stops the build where the API page and the package's public names differ."""
+  public_names.check(HERE / "api.md")
+  app.connect("autodoc-process-docstring", _show_guarantee)
+  app.connect("autodoc-process-signature", _short_aliases)

@@ -1,0 +1,29 @@
+"""JAX and Hypothesis for the whole suite, set by environment before JAX starts.
+
+- ``LIPJAX_TEST_DEVICES=8``: that many CPU devices (default 1, on which lipjax takes dot
+  products; `contracts/test_eight_devices.py` runs the sharded tests in such a process).
+- ``LIPJAX_TEST_X64=1``: 64-bit arrays by default.
+- ``LIPJAX_TEST_CACHE=folder``: keep compiled programs there; a second run is much faster.
+- ``HYPOTHESIS_PROFILE``: ``ci`` (default), ``quick`` or ``thorough``.
+"""
+
+import os
+
+import jax
+from hypothesis import settings
+
+N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
+if N_DEVICES > 1:
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", N_DEVICES)
+jax.config.update("jax_enable_x64", os.environ.get("LIPJAX_TEST_X64", "0") == "1")
+if "LIPJAX_TEST_CACHE" in os.environ:
+  jax.config.update("jax_compilation_cache_dir", os.environ["LIPJAX_TEST_CACHE"])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# An example's first run compiles, so its time says nothing.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25, print_blob=True)
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=5)
+settings.register_profile("thorough", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

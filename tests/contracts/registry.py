@@ -1,0 +1,172 @@
+"""The transformations under contract: a new one joins by one line in `CASES`."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import lipjax
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One transformation and how the contract reads for it.
+
+  Attributes:
+    name: test id.
+    factory: the public function.
+    proximal: leaf ↦ the point where gradient steps on ½‖w − leaf‖² end up with the
+      transformation in front of them; called on matrices only when `matrices_only`.
+    kwargs: its arguments.
+    matrices_only: whether it leaves vectors (biases) alone.
+    off: arguments with which it does nothing, or None.
+    flatten: `optax.flatten` around it ``"raises"``, or gives the ``"same"`` numbers.
+  """
+
+  name: str
+  factory: Callable[..., optax.GradientTransformationExtraArgs]
+  proximal: Callable[[np.ndarray], np.ndarray]
+  kwargs: Mapping[str, Any]
+  matrices_only: bool = True
+  off: Mapping[str, Any] | None = dataclasses.field(default_factory=lambda: {"strength": 0.0})
+  flatten: Literal["raises", "same"] = "raises"
+
+  def build(self, **overrides) -> optax.GradientTransformationExtraArgs:
+    """The transformation, with some arguments replaced."""
+    return self.factory(**{**self.kwargs, **overrides})
+
+  def takes(self, argument: str) -> bool:
+    """Whether the factory has this argument."""
+    return argument in inspect.signature(self.factory).parameters
+
+  def solution(self, targets):
+    """The params at which least squares towards `targets` converges."""
+    return jax.tree.map(
+      lambda t: t if self.matrices_only and t.ndim < 2 else self.proximal(np.asarray(t)), targets
+    )
+
+
+def _first_singular_value(shrink):
+  """The proximal map that changes σ₁ alone; right while σ₁ stays the largest."""
+
+  def proximal(w):
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    assert shrink(s[0]) > s[1]
+    return w + (shrink(s[0]) - s[0]) * np.outer(u[:, 0], vt[0])
+
+  return proximal
+
+
+def _soft_threshold(w):
+  return np.sign(w) * np.maximum(np.abs(w) - 0.1, 0)
+
+
+_squared = _first_singular_value(lambda s: s / 1.1)
+_norm = _first_singular_value(lambda s: s - 0.1)
+_hinge = _first_singular_value(lambda s: (s + 0.1 * 0.5) / 1.1)
+
+# fmt: off
+CASES = (
+    Case("spectral", lipjax.add_spectral_decay, _squared, {"strength": 0.1}),
+    Case("spectral_norm", lipjax.add_spectral_decay, _norm, {"strength": 0.1, "penalty": "norm"}),
+    Case("spectral_hinge", lipjax.add_spectral_decay, _hinge,
+         {"strength": 0.1, "penalty": "hinge", "target": 0.5}),
+    Case("spectral_every3", lipjax.add_spectral_decay, _squared,
+         {"strength": 0.1, "every": 3, "n_steps": 2}),
+    Case("l1", lipjax.add_l1_decay, _soft_threshold, {"strength": 0.1},
+         matrices_only=False, flatten="same"),
+)
+# fmt: on
+
+
+def params(dtype=None):
+  """A small net's tree: matrices of two shapes, biases, a scale."""
+  shapes = {
+    "Dense_0": {"kernel": (4, 3), "bias": (3,)},
+    "Dense_1": {"kernel": (3, 2), "bias": (2,)},
+    "Dense_2": {"kernel": (4, 3), "bias": (3,)},
+    "LayerNorm_0": {"scale": (3,), "bias": (3,)},
+  }
+  return normal(0, shapes, dtype)
+
+
+def updates(dtype=None, seed=1):
+  """Updates for `params`."""
+  return updates_like(params(dtype), seed)
+
+
+def updates_like(tree, seed=1):
+  """Normal updates of the shapes and dtypes of `tree`."""
+  return jax.tree.map(lambda p, r: r.astype(p.dtype), tree, normal(seed, tree))
+
+
+def targets():
+  """Least squares targets for `params` in whose solution nothing changes sign or order."""
+  matrix = np.array([[3, 0.5, -0.4], [0.6, -1, 0.5], [0.3, 0.4, 0.6], [-0.2, 0.3, 0.9]])
+  tree = {
+    "Dense_0": {"kernel": matrix, "bias": np.array([0.5, -1, 2])},
+    "Dense_1": {"kernel": matrix[:3, :2], "bias": np.array([0.7, -0.9])},
+  }
+  return jax.tree.map(lambda x: jnp.asarray(x, float), tree)
+
+
+def normal(seed, tree, dtype=None):
+  """A standard normal tree of the shapes (or of the leaves' shapes) in `tree`."""
+  is_shape = lambda node: isinstance(node, tuple)
+  leaves, treedef = jax.tree.flatten(tree, is_leaf=is_shape)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  shapes = [leaf if is_shape(leaf) else leaf.shape for leaf in leaves]
+  arrays = [
+    jax.random.normal(key, shape, jnp.float32) for key, shape in zip(keys, shapes, strict=True)
+  ]
+  return treedef.unflatten([jnp.asarray(a, dtype or float) for a in arrays])
+
+
+def run(tx, params, n_steps=3, grads=None, state=None):
+  """`n_steps` updates with fixed gradients: the last updates, params and state."""
+  state = tx.init(params) if state is None else state
+  grads = updates_like(params) if grads is None else grads
+
+  @jax.jit
+  def one(params, state):
+    u, state = tx.update(grads, state, params)
+    return u, optax.apply_updates(params, u), state
+
+  for _ in range(n_steps):
+    u, params, state = one(params, state)
+  return u, params, state
+
+
+def step(tx, grads, state, params, **extra):
+  """``tx.update``, jitted: unjitted, a loop inside is compiled at each call as well."""
+  return jax.jit(lambda *args: tx.update(*args, **extra))(grads, state, params)
+
+
+def assert_same_bits(actual, expected):
+  """Equal structure, dtypes and bits."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    a, e = np.asarray(a), np.asarray(e)
+    assert a.dtype == e.dtype
+    assert a.shape == e.shape
+    np.testing.assert_array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(e).view(np.uint8))
+
+
+def assert_close(actual, expected, n_eps=64):
+  """Equal structure and dtypes; values within `n_eps` roundings of each leaf's largest."""
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == e.dtype
+    eps = float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.floating) else 0.0
+    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+    np.testing.assert_allclose(a, e, rtol=0, atol=n_eps * eps * max(np.abs(e).max(initial=0), 1))
+
+
+def types(tree):
+  """Each leaf's `jax.typeof`: shape, dtype, weak type and sharding."""
+  return jax.tree.map(jax.typeof, tree)

@@ -1,0 +1,92 @@
+"""What a sharded step moves between devices: point 22."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from contracts.registry import assert_close, normal, updates_like
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+ROWS, COLUMNS, STACK = 256, 128, 8
+MATRIX = ("Dense_0", "kernel")
+STACKED = ("ScanBlock_0", "Dense_0", "kernel")
+#: Where the weight is, and how it lies on the mesh axes x (4) and y (2).
+PLACES = {
+  "replicated": (MATRIX, P()),
+  "rows": (MATRIX, P("x")),
+  "columns": (MATRIX, P(None, "x")),
+  "rows_y": (MATRIX, P("y")),
+  "columns_y": (MATRIX, P(None, "y")),
+  "both": (MATRIX, P("x", "y")),
+  "both_swapped": (MATRIX, P("y", "x")),
+  "rows_by_all": (MATRIX, P(("x", "y"))),
+  "columns_by_all": (MATRIX, P(None, ("x", "y"))),
+  "stack": (STACKED, P("x")),
+  "stack_by_all": (STACKED, P(("x", "y"))),
+  "stack_rows": (STACKED, P("x", "y")),
+  "stack_columns": (STACKED, P("x", None, "y")),
+  "inside_stack": (STACKED, P(None, "x", "y")),
+  "inside_stack_columns": (STACKED, P(None, None, "x")),
+}
+COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter",
+               "collective-broadcast")  # fmt: skip
+
+
+def moved(hlo):
+  """``[(op, elements)]``: every collective and the size of its largest result."""
+  found = []
+  pattern = rf"= (.*?) (({'|'.join(COLLECTIVES)})(-start)?)\("
+  for match in re.finditer(pattern, hlo):
+    shapes = re.findall(r"\[([\d,]*)\]", match[1])
+    sizes = [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+    found.append((match[2], max(sizes)))
+  return found
+
+
+def test_the_parser_sees_a_gather():
+  """The check below can fail: a step that gathers is caught, in both spellings."""
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  w = jax.device_put(jnp.ones((ROWS, COLUMNS)), NamedSharding(mesh, P("x", "y")))
+  gather = jax.jit(lambda w: w + 1, out_shardings=NamedSharding(mesh, P()))
+  assert ("all-gather", ROWS * COLUMNS) in moved(gather.lower(w).compile().as_text())
+  text = "%a = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(f32[2,8]{1,0} %b), dims={0}"
+  assert moved(text) == [("all-gather-start", 128)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_weight_is_moved(case, mesh, place):
+  """Point 22: collectives carry vectors, updates stay where they were, numbers are right."""
+  (*parents, leaf), spec = PLACES[place]
+  shape = (ROWS, COLUMNS) if len(parents) == 1 else (STACK, ROWS, COLUMNS)
+  tree = {leaf: shape}
+  for name in reversed(parents):
+    tree = {name: tree}
+  plain = normal(0, tree)
+  grads = updates_like(plain)
+  sharding = NamedSharding(mesh, spec)
+  p, g = jax.device_put(plain, sharding), jax.device_put(grads, sharding)
+  tx = optax.chain(case.build(), optax.sgd(0.1))
+
+  def train(p, state, g):
+    u, state = tx.update(g, state, p)
+    return u, optax.apply_updates(p, u), state
+
+  state = tx.init(p)
+  compiled = jax.jit(train).lower(p, state, g).compile()
+  n_weight = jax.tree.leaves(p)[0].addressable_shards[0].data.size
+  n_vectors = math.prod(shape[:-2]) * (ROWS + COLUMNS + 2)
+  assert n_vectors < n_weight
+  assert [(op, n) for op, n in moved(compiled.as_text()) if n > n_vectors] == []
+
+  u, after, state = compiled(p, state, g)
+  for array in jax.tree.leaves((u, after)):
+    assert array.sharding.is_equivalent_to(sharding, array.ndim)
+  expected = jax.jit(train)(plain, tx.init(plain), grads)
+  host = lambda tree: jax.tree.map(np.asarray, tree)
+  # A product of 256 terms is summed in another order.
+  assert_close(host((u, after, state)), host(expected), 512)

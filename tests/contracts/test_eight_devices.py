@@ -1,0 +1,30 @@
+"""Runs `sharded/` in a process of its own with eight CPU devices."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.mark.skipif(jax.device_count() > 1, reason="sharded/ is collected in this process itself")
+def test_sharded_suite_passes_on_eight_devices():
+  """Points 11, 12, 16 and 22. lipjax's products differ by the number of devices."""
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+  environment = os.environ | {"LIPJAX_TEST_DEVICES": "8"}
+  environment.pop("PYTEST_ADDOPTS", None)
+  done = subprocess.run(
+    [*command, str(HERE / "sharded")],
+    cwd=HERE.parents[1],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=1200,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-5000:]
+  assert "skipped" not in done.stdout.splitlines()[-1]

@@ -1,0 +1,54 @@
+"""The API page and the public names are the same list."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "api.md"
+
+
+@pytest.fixture(scope="module")
+def public_names():
+  """docs/public_names.py, which the build of the documentation runs too."""
+  spec = importlib.util.spec_from_file_location(
+    "lipjax_docs_public_names", DOCS / "public_names.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_page_lists_every_public_name_once_and_no_other(public_names):
+  public_names.check(PAGE)
+
+
+def test_public_names_are_found(public_names):
+  names = public_names.public_names()
+  assert {"spectral_norms", "Dense", "AmbiguousLeafError", "add_spectral_decay"} <= names
+  assert not names & {"operators", "measure", "regularize"}
+
+
+@pytest.mark.parametrize(
+  ("edit", "message"),
+  [
+    (lambda text: text.replace(".. autofunction:: describe\n", ""), "not on the page: describe"),
+    (lambda text: text + "\n.. autofunction:: certify\n", "not public: certify"),
+    (lambda text: text + "\n.. autoclass:: lipjax.Dense\n", "more than once: Dense"),
+  ],
+  ids=["missing", "unknown", "twice"],
+)
+def test_a_page_that_differs_is_refused(public_names, tmp_path, edit, message):
+  page = tmp_path / "api.md"
+  page.write_text(edit(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+  with pytest.raises(ValueError, match=re.escape(message)):
+    public_names.check(page)
+
+
+def test_configuration_runs_the_check():
+  text = (DOCS / "conf.py").read_text(encoding="utf-8")
+  assert re.search(r"def setup\(app\):.*public_names\.check\(HERE / \"api\.md\"\)", text, re.S)

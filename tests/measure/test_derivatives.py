@@ -1,0 +1,155 @@
+"""d sigma = u^T dW v, whichever way a norm is measured and differentiated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import FLOAT, X64, normal, operator_matrices, with_spectrum
+
+import lipjax
+from lipjax import Dense, Diagonal, ReshapedKernel
+
+#: Singular vectors are as good as the square root of sigma's relative tolerance: in
+#: float32 sqrt(8 eps) = 1e-3 at worst, over the gap; with gaps of 1/3 some 1e-4.
+VECTOR_TOL = 1e-6 if X64 else 5e-4
+SPECTRUM = [3.0, 2.0, 1.0, 0.5]
+
+LEAVES = {
+  "dense": (Dense(), (6, 4)),
+  "attention query": (Dense((0,), (1, 2)), (8, 2, 4)),
+  "attention out": (Dense((0, 1), (2,)), (2, 4, 8)),
+  "reshaped kernel": (ReshapedKernel(), (3, 2, 2, 4)),
+  "stacked": (Dense((1,), (2,), (0,)), (3, 6, 4)),
+  "stacked last": (Dense((0,), (1,), (2,)), (6, 4, 3)),
+  "diagonal": (Diagonal(), (5,)),
+  "stacked diagonal": (Diagonal((0,)), (3, 5)),
+}
+
+
+def svd_gradient(operator, w):
+  """The gradient of the sum of the slices' norms, from float64 SVDs."""
+  matrices = operator_matrices(operator, w)
+  u, _, vt = np.linalg.svd(matrices, full_matrices=False)
+  batch = operator.batch_shape(w.shape)
+  x = vt[..., 0, :].reshape(operator.input_shape(w.shape))
+  y = u[..., :, 0].reshape(operator.output_shape(w.shape))
+  assert x.shape[: len(batch)] == batch
+  return np.asarray(operator.weight_gradient(w.shape, jnp.asarray(x), jnp.asarray(y)))
+
+
+def leaf_of(name):
+  operator, shape = LEAVES[name]
+  w = normal(0, shape)
+  return operator, w
+
+
+def cold(w, operator, method="lanczos"):
+  return jnp.sum(lipjax.spectral_norms({"w": w}, layout={"w": operator}, method=method)["w"])
+
+
+def warm(w, operator):
+  params, layout = {"w": w}, {"w": operator}
+  vectors = lipjax.init_singular_vectors(params, layout=layout)
+  triplets, _ = lipjax.update_singular_vectors(params, vectors, n_steps=400, layout=layout)
+  return jnp.sum(triplets["w"].sigma)
+
+
+def power(w, operator):
+  return jnp.sum(lipjax.power_iteration(operator, w, n_steps=400).sigma)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("measure", [cold, warm, power])
+def test_gradient_of_every_operator(name, measure):
+  operator, w = leaf_of(name)
+  gradient = jax.grad(measure)(w, operator)
+  assert gradient.shape == w.shape
+  np.testing.assert_allclose(gradient, svd_gradient(operator, w), atol=5 * VECTOR_TOL)
+
+
+def test_forward_and_reverse_mode_and_finite_differences_agree():
+  w = jnp.asarray(with_spectrum(1, 6, 4, SPECTRUM), FLOAT)
+  direction = normal(2, w.shape)
+  gradient = jax.grad(cold)(w, Dense())
+  _, tangent = jax.jvp(lambda w: cold(w, Dense()), (w,), (direction,))
+  np.testing.assert_allclose(tangent, jnp.vdot(gradient, direction), rtol=1e-5)
+  w64, d64, step = np.asarray(w, np.float64), np.asarray(direction, np.float64), 1e-6
+  plus, minus = (np.linalg.norm(w64 + s * d64, 2) for s in (step, -step))
+  np.testing.assert_allclose(tangent, (plus - minus) / (2 * step), rtol=0, atol=5 * VECTOR_TOL)
+
+
+def test_against_jaxs_own_norm():
+  w = jnp.asarray(with_spectrum(3, 6, 4, SPECTRUM), FLOAT)
+  expected = jax.grad(lambda w: jnp.linalg.norm(w, 2))(w)
+  for method in ("lanczos", "svd"):
+    np.testing.assert_allclose(
+      jax.grad(cold)(w, Dense(), method), expected, atol=VECTOR_TOL, err_msg=method
+    )
+
+
+def test_under_jit_and_vmap():
+  ws = normal(4, (3, 6, 4))
+  gradient = jax.jit(jax.vmap(jax.grad(lambda w: cold(w, Dense()))))(ws)
+  expected = svd_gradient(Dense((1,), (2,), (0,)), ws)
+  np.testing.assert_allclose(gradient, expected, atol=5 * VECTOR_TOL)
+
+
+@pytest.mark.parametrize("measure", [cold, warm, power])
+@pytest.mark.parametrize("operator", [Dense(), Diagonal()], ids=["dense", "diagonal"])
+def test_a_zero_operator_has_gradient_exactly_zero(measure, operator):
+  value, gradient = jax.value_and_grad(measure)(jnp.zeros((6, 4), FLOAT), operator)
+  assert float(value) == 0
+  np.testing.assert_array_equal(gradient, np.zeros((6, 4)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("measure", [cold, warm])
+def test_gradients_keep_the_dtype_of_the_leaf(dtype, measure):
+  w = jnp.asarray(with_spectrum(5, 6, 4, SPECTRUM), dtype)
+  value, gradient = jax.value_and_grad(measure)(w, Dense())
+  assert value.dtype == jnp.float32
+  assert gradient.dtype == dtype
+  expected = svd_gradient(Dense(), w)
+  np.testing.assert_allclose(
+    np.asarray(gradient, np.float64), expected, atol=float(jnp.finfo(dtype).eps) + 2e-3
+  )
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (1, 1)])
+def test_thin_leaves(shape):
+  w = normal(6, shape)
+  expected = np.asarray(w, np.float64) / np.linalg.norm(np.asarray(w, np.float64))
+  np.testing.assert_allclose(jax.grad(cold)(w, Dense()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_gradients_do_not_depend_on_the_scale(scale):
+  w = jnp.asarray(with_spectrum(7, 6, 4, SPECTRUM), FLOAT)
+  np.testing.assert_allclose(
+    jax.grad(cold)(w * scale, Dense()), svd_gradient(Dense(), w), atol=2 * VECTOR_TOL
+  )
+
+
+def test_a_tie_gives_a_subgradient():
+  w = jnp.eye(4, dtype=FLOAT)
+  gradient = np.asarray(jax.grad(cold)(w, Dense()), np.float64)
+  # Every subgradient of the norm is u v^T with W v = u: norm 1, and <G, W> = 1.
+  np.testing.assert_allclose(np.linalg.norm(gradient, "nuc"), 1, rtol=1e-5)
+  np.testing.assert_allclose(np.vdot(gradient, w), 1, rtol=1e-5)
+
+
+def test_the_vectors_carry_no_gradient():
+  w = normal(8, (6, 4))
+  vectors = lipjax.init_singular_vectors({"kernel": w})
+
+  def through_state(w):
+    triplets, new = lipjax.update_singular_vectors({"kernel": w}, vectors)
+    return sum(jnp.sum(x) for x in (triplets["kernel"].u, triplets["kernel"].v, *new["kernel"]))
+
+  assert not jax.grad(through_state)(w).any()
+
+
+def test_a_step_of_gradient_descent_lowers_the_norm():
+  w = jnp.asarray(with_spectrum(9, 6, 4, SPECTRUM), FLOAT)
+  after = w - 0.1 * jax.grad(cold)(w, Dense())
+  np.testing.assert_allclose(np.linalg.norm(np.asarray(after, np.float64), 2), 2.9, rtol=1e-5)
