@@ -70,6 +70,7 @@ def train(
   networks = _repeat(jax.vmap(lambda p: start(method, p))(_init_all(keys)), len(strengths))
   advance = jax.jit(_over_networks(lambda *one: _advance(method, *one)))
   chunks = []
+  steps = np.arange(0)
   for begin in range(0, n_steps, CHUNK):
     steps = np.arange(begin, min(begin + CHUNK, n_steps))
     networks, norms = jax.block_until_ready(advance(*each, networks, data, steps))

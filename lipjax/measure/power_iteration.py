@@ -114,7 +114,7 @@ def two_sided_step(
   n_batch = triplet.sigma.ndim
   _, v = norm_and_direction(operator.adjoint(w, triplet.u), n_batch)
   sigma, u = norm_and_direction(operator.apply(w, v), n_batch)
-  return _keep_direction(SingularTriplet(sigma, u, v))
+  return keep_direction(SingularTriplet(sigma, u, v))
 
 
 def one_sided_step(
@@ -159,7 +159,7 @@ def finish_one_sided(triplet: SingularTriplet, v: jax.Array, y: jax.Array) -> Si
   half = norm_v * usable_scale(triplet.sigma)
   sigma = jnp.where(whole, norm_y / nonzero(norm_v), half)
   u = jnp.where(whole.reshape(whole.shape + (1,) * (u.ndim - n_batch)), u, triplet.u)
-  return _keep_direction(SingularTriplet(sigma, u, v))
+  return keep_direction(SingularTriplet(sigma, u, v))
 
 
 def initial_triplet(
@@ -192,7 +192,7 @@ def initial_triplet(
   return SingularTriplet(jnp.zeros(operator.batch_shape(w.shape), dtype), u, v)
 
 
-def _keep_direction(triplet: SingularTriplet) -> SingularTriplet:
+def keep_direction(triplet: SingularTriplet) -> SingularTriplet:
   """Gives a slice without a direction (zero or non-finite) one to go on from."""
   n_batch = triplet.sigma.ndim
   good = triplet.sigma > 0

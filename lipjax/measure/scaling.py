@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def norm_and_direction(x: jax.Array, n_batch: int) -> tuple[jax.Array, jax.Array]:
   """The l2 norm over all but the first `n_batch` axes, and ``x / norm``.
 
-  The vector is divided by its largest magnitude before it is squared, so norms
-  from 1e-38 to 1e38 come out right in float32. A zero or empty vector has norm
+  The vector is divided by its largest magnitude before it is squared, so no
+  square over- or underflows. A zero or empty vector has norm
   0 and direction 0; a vector with a NaN or an infinity has norm NaN.
   """
   axes = tuple(range(n_batch, x.ndim))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -49,7 +50,7 @@ def replicated_like(leaves: Any, tree: Any) -> Any:
   """
   for leaf in jax.tree.leaves(leaves):
     sharding = getattr(leaf, "sharding", None)
-    abstract = isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+    abstract = isinstance(leaf, Tracer | jax.ShapeDtypeStruct)
     if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 and not abstract:
       return jax.tree.map(lambda x: jax.device_put(x, _replicated(x, sharding.mesh)), tree)  # noqa: B023
   return tree

@@ -33,11 +33,11 @@ def describe(
   Example:
     >>> import jax.numpy as jnp, lipjax
     >>> params = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-    >>> print(lipjax.describe(params))  # doctest: +NORMALIZE_WHITESPACE
-     path            shape  dtype    operator           meaning
-    ────────────────────────────────────────────────────────────────────────────────────
-     Dense_0/bias    (3,)   float32  –                  not a linear map
-     Dense_0/kernel  (2, 3) float32  Dense((0,), (1,))  matrix: exact operator of the layer
+    >>> print(lipjax.describe(params))
+    path             shape    dtype     operator            meaning
+    ───────────────────────────────────────────────────────────────────────────────────────────
+    Dense_0/bias     (3,)     float32   –                   not a linear map
+    Dense_0/kernel   (2, 3)   float32   Dense((0,), (1,))   matrix: exact operator of the layer
   """
   from rich import box
   from rich.console import Console

@@ -141,7 +141,7 @@ def _haiku_slice(path, parts, full_shape, shape):
     return None
   if name == "scale":
     return Diagonal()
-  if name in ("w", "embeddings") and len(shape) == 2:
+  if name in ("w", "w_i", "w_h", "embeddings") and len(shape) == 2:
     return Dense()
   if name == "w" and len(shape) in (3, 4, 5) and _mentions_conv(parts):
     transposed = "transpose" in parts[-2]
@@ -206,7 +206,9 @@ def _conv(rank: int, *, out_axis: int | None = None) -> ReshapedKernel:
 
 
 def _mentions_conv(parts: list[str]) -> bool:
-  return any("conv" in part.lower() for part in parts)
+  """Whether the leaf's own module is called a convolution; ancestors do not count."""
+  names = [part for part in parts[:-1] if not part.isdigit()]
+  return bool(names) and "conv" in names[-1].lower()
 
 
 def _kernel_error(path, shape):

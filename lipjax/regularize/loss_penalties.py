@@ -62,8 +62,9 @@ def spectral_penalty(
     >>> params = {"kernel": jnp.diag(jnp.array([3.0, 1.0]))}
     >>> round(float(lipjax.spectral_penalty(params)), 4)
     4.5
-    >>> jax.grad(lipjax.spectral_penalty)(params)["kernel"].round(4).tolist()
-    [[3.0, 0.0], [0.0, 0.0]]
+    >>> gradient = jax.grad(lipjax.spectral_penalty)(params)["kernel"]
+    >>> round(float(gradient[0, 0]), 4), abs(float(gradient[1, 1]))
+    (3.0, 0.0)
 
   Reference:
     Yoshida & Miyato (2017), arXiv:1705.10941, section 3.

@@ -26,7 +26,7 @@ def pack(groups: list[Group], stacked: list[SingularTriplet]) -> SingularTriplet
     jnp.concatenate([jnp.ravel(x).astype(dtype) for x in arrays])
     for arrays in zip(*stacked, strict=True)
   )
-  return SingularTriplet(sigma[np.argsort(_sigma_slots(groups))], _odd(u), _odd(v))
+  return SingularTriplet(sigma[np.argsort(_sigma_slots(groups))], _padded(u), _padded(v))
 
 
 def unpack(groups: list[Group], packed: SingularTriplet) -> list[SingularTriplet]:
@@ -44,33 +44,41 @@ def unpack(groups: list[Group], packed: SingularTriplet) -> list[SingularTriplet
 
 
 def path_index(groups: list[Group]) -> dict[str, Any]:
-  """``{path: None}``, with nested lists of None for stacked leaves.
+  """``{path: {"64x32": None}}``, with nested lists of None for stacked leaves.
 
-  One None for every sigma: a pytree without arrays, that says whose norm is
-  where and survives every serializer.
+  One None for every sigma: a pytree without arrays, that says whose norm is where,
+  for which shape of leaf, and survives every serializer.
   """
   index = {}
   for group in groups:
+    shape = "x".join(map(str, group.shape))
     for path in group.paths:
-      index[path] = _nones(group.operator.batch_shape(group.shape))
+      index[path] = {shape: _nones(group.operator.batch_shape(group.shape))}
   return dict(sorted(index.items()))
 
 
 def sigma_by_path(sigma: jax.Array, index: dict[str, Any]) -> dict[str, jax.Array]:
   """Splits the flat sigma by `path_index`; axes before the last are those of a vmapped state."""
-  shapes = {path: _nones_shape(index[path]) for path in sorted(index)}
+  shapes = {path: _nones_shape(*index[path].values()) for path in sorted(index)}
   parts = _split(sigma, list(shapes.values()))
   return dict(zip(shapes, parts, strict=True))
 
 
-def _odd(x: jax.Array) -> jax.Array:
-  """`x` with a 0 appended where its length is even.
+def _indivisible(n: int) -> int:
+  """The first length from `n` on that shares no factor with 2·3·5·7.
 
-  A mesh divides by powers of two. On automatic meshes the compiler would shard a
-  vector of even length like the weights, and a state that comes out sharded
-  otherwise than it went in recompiles the training step.
+  On automatic meshes the compiler would shard a vector like the weights where the
+  mesh divides its length, and a state that comes out sharded otherwise than it went in
+  recompiles the training step. The length must not depend on the devices at hand, so
+  that a checkpoint does not either.
   """
-  return jnp.concatenate([x, jnp.zeros((1,), x.dtype)]) if x.size % 2 == 0 else x
+  return next(m for m in range(n, n + 10) if math.gcd(m, 210) == 1)
+
+
+def _padded(x: jax.Array) -> jax.Array:
+  """`x` with zeros appended up to an indivisible length."""
+  n_zeros = _indivisible(x.size) - x.size
+  return jnp.concatenate([x, jnp.zeros((n_zeros,), x.dtype)]) if n_zeros else x
 
 
 def _sigma_slots(groups: list[Group]) -> np.ndarray:

@@ -7,8 +7,6 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lipjax.measure.scaling import nonzero
-
 Penalty = Literal["squared", "norm", "hinge"]
 
 
@@ -39,6 +37,5 @@ def penalty_slope(penalty: Penalty, sigma: jax.Array, target) -> jax.Array:
   if penalty == "squared":
     return sigma
   if penalty == "norm":
-    # sigma / sigma is 1, and NaN for a leaf without a norm, which must stay visible.
-    return jnp.where(sigma == 0, 0, sigma / nonzero(sigma))
+    return jnp.where(sigma == 0, 0, jnp.ones_like(sigma))
   return jnp.maximum(sigma - target, 0)

@@ -30,7 +30,7 @@ class SpectralDecayState(NamedTuple):
       `read_spectral_norms`. 0 before the first update.
     u: left singular vectors of all leaves, flat, float32 or wider.
     v: right singular vectors.
-    paths: whose norm is where, ``{path: None}``; it holds no arrays.
+    paths: whose norm is where, ``{path: {shape: None}}``; it holds no arrays.
   """
 
   count: Any
@@ -78,6 +78,9 @@ def add_spectral_decay(
   sigma is an estimate from below. A large ``strength * learning rate`` diverges
   with momentum, as it does for L2.
 
+  A leaf with a NaN or an infinity has sigma NaN and gets no term; so has, for one
+  update, a leaf whose norm has grown more than 1e38-fold since the last one.
+
   Every leaf that the layout takes for an operator is penalized, scales of
   normalization layers included; leave some out with `mask`.
 
@@ -116,8 +119,8 @@ def add_spectral_decay(
     >>> tx = lipjax.add_spectral_decay(0.1, n_steps=20)
     >>> state = tx.init(params)
     >>> updates, state = tx.update({"Dense_0": {"kernel": jnp.zeros((2, 2))}}, state, params)
-    >>> updates["Dense_0"]["kernel"].round(4).tolist()  # 0.1 * sigma * u v^T
-    [[0.30000001192092896, 0.0], [0.0, 0.0]]
+    >>> round(float(updates["Dense_0"]["kernel"][0, 0]), 4)  # 0.1 * sigma * u v^T
+    0.3
     >>> round(float(lipjax.read_spectral_norms(state)["Dense_0/kernel"]), 4)
     3.0
 
@@ -166,7 +169,7 @@ def add_spectral_decay(
     next_count = optax.safe_increment(state.count)
     if not groups:
       return updates, state._replace(count=next_count)
-    _check_paths(state, path_index(groups))
+    _check_state(state, groups)
     # Never negative, but XLA cannot know it: a trip count it can read would let it
     # inline the loop (see iterate_groups).
     due = (state.count % every == 0) & (state.count >= 0)
@@ -223,7 +226,8 @@ def _add_to_updates(updates, groups, stacked, strength, penalty, target):
   for group, triplet in zip(groups, stacked, strict=True):
     triplet = clean(triplet, triplet.sigma.ndim)
     slope = strength * penalty_slope(penalty, triplet.sigma, target)
-    slope = slope.astype(triplet.v.dtype)
+    # Without a norm (a non-finite weight) there is nothing to penalize; the NaN is logged.
+    slope = jnp.where(jnp.isnan(triplet.sigma), 0, slope).astype(triplet.v.dtype)
     v = slope.reshape(slope.shape + (1,) * (triplet.v.ndim - slope.ndim)) * triplet.v
     for i, path in enumerate(group.paths):
       terms[path] = (group.operator, v[i], triplet.u[i])
@@ -244,13 +248,15 @@ def _add_to_updates(updates, groups, stacked, strength, penalty, target):
   return map_float_leaves(visit, updates)
 
 
-def _check_paths(state, index):
-  if set(state.paths) != set(index):
-    missing, extra = set(index) - set(state.paths), set(state.paths) - set(index)
+def _check_state(state, groups):
+  have, need = state.paths, path_index(groups)
+  if have != need:
+    differing = {path for path in {*have, *need} if have.get(path) != need.get(path)}
+    shapes = lambda index: {path: next(iter(index[path])) for path in differing & set(index)}
     msg = (
-      "The state of add_spectral_decay was made for other params: it has no vectors for"
-      f" {sorted(missing)} and has vectors for {sorted(extra)}. Call init again with"
-      " these params."
+      "The state of add_spectral_decay was made for other params: it is for leaves of shape"
+      f" {shapes(have)}, and these params have {shapes(need)}. Call init again with these"
+      " params."
     )
     raise ValueError(msg)
 

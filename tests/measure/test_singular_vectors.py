@@ -176,12 +176,23 @@ def test_a_non_finite_leaf_is_nan_alone_and_recovers(bad):
 def test_jumps_of_scale_between_updates():
   w = PARAMS["dense"]["kernel"]
   _, vectors = update({"kernel": w}, init({"kernel": w}), n_steps=20)
-  for scale in (1e-30, 1e30, 1.0, 1e30, 1e-30, 1.0):
+  for scale in (1e-30, 1.0, 1e30, 1.0, 1e15, 1e30, 1.0, 1e-30):
     triplets, vectors = update({"kernel": w * scale}, vectors)
     sigma = float(triplets["kernel"].sigma)
     # One step after a jump the estimate is still one from below, and of its order.
     assert 0.99 < sigma / (3 * scale) < 1 + 1e-5, scale
     assert_unit(vectors)
+
+
+def test_a_jump_beyond_the_range_of_float32_is_nan_once_and_without_a_gradient():
+  w = PARAMS["dense"]["kernel"]
+  _, vectors = update({"kernel": w * 1e-30}, init({"kernel": w}), n_steps=20)
+  triplets, vectors = update({"kernel": w * 1e30}, vectors)  # 1e60-fold in one step
+  assert np.isnan(triplets["kernel"].sigma) or triplets["kernel"].sigma.dtype == jnp.float64
+  assert not any(np.isnan(x).any() for x in (triplets["kernel"].u, triplets["kernel"].v))
+  assert_unit(vectors)
+  triplets, _ = update({"kernel": w * 1e30}, vectors, n_steps=20)
+  np.testing.assert_allclose(triplets["kernel"].sigma, 3e30, rtol=1e-5)
 
 
 def test_jumps_of_scale_from_a_cold_start():

@@ -58,6 +58,7 @@ def test_the_parser_sees_a_gather():
   assert moved(text) == [("all-gather-start", 128)]
 
 
+@pytest.mark.parametrize("mesh", ["auto", "explicit"], indirect=True)
 @pytest.mark.parametrize("place", PLACES)
 def test_no_weight_is_moved(case, mesh, place):
   """Point 22: collectives carry vectors, updates stay where they were, numbers are right."""

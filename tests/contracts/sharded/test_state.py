@@ -49,6 +49,19 @@ def test_state_keeps_its_types(case, mesh, jitted):
     assert update._cache_size() == 1
 
 
+@pytest.mark.parametrize("n", [3, 5, 6, 7])
+def test_mesh_of_any_size(case, n):
+  """Points 2 and 12: one executable on meshes whose axes are no powers of two."""
+  mesh = jax.make_mesh((n,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+  shapes = {f"Dense_{i}": {"kernel": (n, n * k)} for i, k in enumerate([1, 2, 4] * 2 + [8])}
+  p = jax.device_put(normal(0, shapes), NamedSharding(mesh, P("x")))
+  tx = case.build()
+  state, update = tx.init(p), jax.jit(tx.update)
+  for _ in range(2):
+    _, state = update(p, state, p)
+  assert update._cache_size() == 1
+
+
 def test_jitted_init(case, mesh):
   """Point 12: a jitted `init` gives the types of the plain one and feeds `update`.
 
