@@ -49,7 +49,7 @@ def _show(result: dict) -> None:
       table.add_column(column)
     for name, row in rows.items():
       table.add_row(name, *(_text(row.get(column, "")) for column in columns))
-    Console(stderr=True).print(table)
+    Console(stderr=True, width=150).print(table)
 
 
 def _text(value: object) -> str:
