@@ -43,7 +43,7 @@ def test_example_is_about_fifteen_lines():
     (
       1,
       '.venv/bin/python -m pip install -e ".[demo]" --group test',
-      ".venv/bin/python -m pytest",
+      ".venv/bin/python -m pytest -n auto",
     ),
   ],
 )
