@@ -55,7 +55,7 @@ def power_iteration(
     n_steps: that many steps.
     tol: instead of `n_steps`, iterate inside `jax.lax.while_loop` until a step
       changes no slice's sigma by more than ``tol * sigma``. The true relative error
-      is larger, about ``tol / (1 - (sigma_2/sigma_1)**2)``.
+      is larger, about ``tol / (1 - (sigma_2/sigma_1)**2)``, and rounding adds to it.
     max_steps: where iteration to a tolerance stops in any case.
     format: ``"two_sided"`` or ``"one_sided"``.
 
@@ -65,7 +65,7 @@ def power_iteration(
     non-finite slice gives NaN for itself alone.
 
   Raises:
-    ValueError: both or neither of `n_steps` and `tol`; an unknown format or start;
+    ValueError: both or neither of `n_steps` and `tol`, or no step; an unknown format or start;
       a start or weight of the wrong shape.
 
   Example:
@@ -81,6 +81,9 @@ def power_iteration(
   """
   if (n_steps is None) == (tol is None):
     msg = f"Give n_steps or tol, and not both; got n_steps={n_steps}, tol={tol}."
+    raise ValueError(msg)
+  if isinstance(n_steps, int) and n_steps < 1:
+    msg = f"n_steps is {n_steps}; expected at least 1."
     raise ValueError(msg)
   if format not in ("one_sided", "two_sided"):
     msg = f"format is {format!r}; expected 'one_sided' or 'two_sided'."

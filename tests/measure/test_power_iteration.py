@@ -178,3 +178,8 @@ def test_errors(options, message):
 def test_a_weight_of_another_rank_raises():
   with pytest.raises(ValueError, match=r"\(2, 3, 4\)"):
     iterate(np.ones((2, 3, 4)), n_steps=1)
+
+
+def test_no_step_is_an_error_and_not_a_zero_norm():
+  with pytest.raises(ValueError, match="n_steps is 0"):
+    lipjax.power_iteration(lipjax.Dense(), jnp.eye(2), n_steps=0)
