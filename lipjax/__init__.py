@@ -19,6 +19,8 @@ from lipjax.measure.operator_norm import operator_norm as operator_norm
 from lipjax.measure.power_iteration import power_iteration as power_iteration
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors
 from lipjax.measure.singular_vectors import update_singular_vectors as update_singular_vectors
+from lipjax.measure.tracking import TrackedNorms as TrackedNorms
+from lipjax.measure.tracking import read_spectral_norms as read_spectral_norms
 from lipjax.measure.triplet import SingularTriplet as SingularTriplet
 
 # Regularize
@@ -29,4 +31,3 @@ from lipjax.regularize.loss_penalties import l1_penalty as l1_penalty
 from lipjax.regularize.loss_penalties import spectral_penalty as spectral_penalty
 from lipjax.regularize.spectral_decay import SpectralDecayState as SpectralDecayState
 from lipjax.regularize.spectral_decay import add_spectral_decay as add_spectral_decay
-from lipjax.regularize.spectral_decay import read_spectral_norms as read_spectral_norms

@@ -43,7 +43,7 @@ def contract(
       [*batch, *keep],
       precision=lax.Precision.HIGHEST,
     )
-  product = w * _spread(x, (*batch, *over), w.ndim)
+  product = w * spread(x, (*batch, *over), w.ndim)
   left = [axis for axis in range(w.ndim) if axis not in over]
   order = [left.index(axis) for axis in (*batch, *keep)]
   return jnp.sum(product, axis=over).transpose(order)
@@ -57,10 +57,10 @@ def outer(
   Axes in both lists (batch axes) are multiplied elementwise. Written as a
   product of broadcasts so that XLA fuses it into whatever reads the result.
   """
-  return _spread(x, x_axes, ndim) * _spread(y, y_axes, ndim)
+  return spread(x, x_axes, ndim) * spread(y, y_axes, ndim)
 
 
-def _spread(x: jax.Array, axes: tuple[int, ...], ndim: int) -> jax.Array:
+def spread(x: jax.Array, axes: tuple[int, ...], ndim: int) -> jax.Array:
   """Puts dimension i of `x` at `axes[i]` of an array of `ndim` dimensions."""
   order = sorted(range(len(axes)), key=lambda i: axes[i])
   missing = [axis for axis in range(ndim) if axis not in axes]

@@ -9,8 +9,8 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.measure.sharding import replicated_like
+from lipjax.operators.mask import Mask, masked
 from lipjax.operators.paths import float_leaves, map_float_leaves
-from lipjax.regularize.mask import Mask, masked
 
 
 class L1DecayState(NamedTuple):

@@ -9,35 +9,26 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
-from lipjax.measure.groups import group_leaves, stack_triplets
 from lipjax.measure.sharding import replicated_like, result_sharded
-from lipjax.measure.singular_vectors import init_singular_vectors, iterate_groups
-from lipjax.measure.triplet import SingularTriplet, clean
+from lipjax.measure.tracking import TrackedNorms, advance, group_params, init_tracked
+from lipjax.measure.triplet import clean
 from lipjax.operators.layouts import Layout
-from lipjax.operators.paths import float_leaves, map_float_leaves
-from lipjax.operators.resolve import Overrides, resolve_operators
-from lipjax.regularize.mask import Mask, masked
-from lipjax.regularize.packing import pack, path_index, sigma_by_path, unpack
+from lipjax.operators.mask import Mask, masked
+from lipjax.operators.paths import map_float_leaves
+from lipjax.operators.resolve import Overrides
 from lipjax.regularize.penalty import Penalty, check_penalty, penalty_slope
 
 
 class SpectralDecayState(NamedTuple):
-  """State of `add_spectral_decay`; O(rows + columns) numbers a leaf.
+  """State of `add_spectral_decay`.
 
   Attributes:
     count: int32, updates so far.
-    sigma: every norm as last measured, flat, in path order; read it by path with
-      `read_spectral_norms`. 0 before the first update.
-    u: left singular vectors of all leaves, flat, float32 or wider.
-    v: right singular vectors.
-    paths: whose norm is where, ``{path: {shape: None}}``; it holds no arrays.
+    norms: the tracked norms and vectors; read them with `read_spectral_norms`.
   """
 
   count: Any
-  sigma: Any
-  u: Any
-  v: Any
-  paths: Any
+  norms: TrackedNorms
 
 
 def add_spectral_decay(
@@ -133,33 +124,12 @@ def add_spectral_decay(
   _check_positive("every", every)
 
   def find(params):
-    operators = resolve_operators(params, layout, layout_overrides)
-    leaves = float_leaves(params)
-    if leaves and not operators:
-      msg = (
-        f"add_spectral_decay found no operator among the leaves {sorted(leaves)}; give a"
-        " layout that knows them, or take the transformation out of the chain."
-      )
-      raise ValueError(msg)
-    return group_leaves(operators, leaves), leaves
+    return group_params(params, layout, layout_overrides, "add_spectral_decay")
 
   def init(params):
     groups, leaves = find(params)
-    count = jnp.zeros((), jnp.int32)
-    if not groups:
-      # Three arrays, not one three times: a state's buffers may be donated.
-      empty = lambda: jnp.zeros((0,), jnp.float32)
-      # optax.tree.map_params matches its mapping against the state of a placeholder; a
-      # leaf in place of the paths makes it pass them over whole.
-      paths = 0 if type(params).__name__ == "_ParamsPlaceholder" else {}
-      return SpectralDecayState(count, empty(), empty(), empty(), paths)
-    operators = {path: g.operator for g in groups for path in g.paths}
-    vectors = init_singular_vectors(
-      {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
-    )
-    packed = pack(groups, [stack_triplets(group, vectors) for group in groups])
-    count, packed = replicated_like(leaves, (count, packed))
-    return SpectralDecayState(count, packed.sigma, packed.u, packed.v, path_index(groups))
+    count = replicated_like(leaves, jnp.zeros((), jnp.int32))
+    return SpectralDecayState(count, init_tracked(params, groups, leaves, seed))
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
@@ -169,55 +139,17 @@ def add_spectral_decay(
     next_count = optax.safe_increment(state.count)
     if not groups:
       return updates, state._replace(count=next_count)
-    _check_state(state, groups)
     # Never negative, but XLA cannot know it: a trip count it can read would let it
     # inline the loop (see iterate_groups).
     due = (state.count % every == 0) & (state.count >= 0)
-    packed = SingularTriplet(state.sigma, state.u, state.v)
-    stacked = iterate_groups(groups, leaves, unpack(groups, packed), jnp.where(due, n_steps, 0))
+    n_due = jnp.where(due, n_steps, 0)
+    stacked, norms = advance(state.norms, groups, leaves, n_due, "add_spectral_decay")
     value = strength(state.count) if callable(strength) else strength
     if not (isinstance(value, (int, float)) and value == 0):
       updates = _add_to_updates(updates, groups, stacked, value, penalty, target)
-    packed = pack(groups, stacked)
-    return updates, SpectralDecayState(next_count, *packed, state.paths)
+    return updates, SpectralDecayState(next_count, norms)
 
   return masked(optax.GradientTransformationExtraArgs(init, update), mask)
-
-
-def read_spectral_norms(opt_state: Any) -> dict[str, jax.Array]:
-  """The norms that `add_spectral_decay` measured last, by path, for logging.
-
-  Guarantee: an estimate from below, of the weights before the latest update (and
-  of the latest refresh, with ``every`` above 1). 0 before the first update.
-
-  Args:
-    opt_state: any optax state with a `SpectralDecayState` somewhere in it (in a
-      chain, masked, injected, in `optax.MultiSteps`, in an `nnx.Optimizer`).
-
-  Returns:
-    ``{path: sigma}``; several states are merged.
-
-  Raises:
-    ValueError: there is no such state.
-
-  Example:
-    >>> import jax.numpy as jnp, lipjax, optax
-    >>> tx = optax.chain(lipjax.add_spectral_decay(0.1), optax.adam(1e-3))
-    >>> lipjax.read_spectral_norms(tx.init({"kernel": jnp.ones((2, 2))}))
-    {'kernel': Array(0., dtype=float32)}
-  """
-  is_state = lambda node: isinstance(node, SpectralDecayState)
-  states = [s for s in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(s)]
-  if not states:
-    msg = (
-      "This optimizer state holds no SpectralDecayState; pass the state of a chain with"
-      " lipjax.add_spectral_decay in it."
-    )
-    raise ValueError(msg)
-  norms = {}
-  for state in states:
-    norms |= sigma_by_path(jnp.asarray(state.sigma), state.paths)
-  return dict(sorted(norms.items()))
 
 
 def _add_to_updates(updates, groups, stacked, strength, penalty, target):
@@ -246,19 +178,6 @@ def _add_to_updates(updates, groups, stacked, strength, penalty, target):
     return result_sharded(add, g, jax.typeof(g).sharding.spec)(g, v, u)
 
   return map_float_leaves(visit, updates)
-
-
-def _check_state(state, groups):
-  have, need = state.paths, path_index(groups)
-  if have != need:
-    differing = {path for path in {*have, *need} if have.get(path) != need.get(path)}
-    shapes = lambda index: {path: next(iter(index[path])) for path in differing & set(index)}
-    msg = (
-      "The state of add_spectral_decay was made for other params: it is for leaves of shape"
-      f" {shapes(have)}, and these params have {shapes(need)}. Call init again with these"
-      " params."
-    )
-    raise ValueError(msg)
 
 
 def _check_positive(name, value):
