@@ -24,6 +24,8 @@ from lipjax.measure.tracking import read_spectral_norms as read_spectral_norms
 from lipjax.measure.triplet import SingularTriplet as SingularTriplet
 
 # Regularize
+from lipjax.regularize.gradient_penalties import gradient_penalty as gradient_penalty
+from lipjax.regularize.gradient_penalties import wgan_gradient_penalty as wgan_gradient_penalty
 from lipjax.regularize.l1_decay import L1DecayState as L1DecayState
 from lipjax.regularize.l1_decay import add_l1_decay as add_l1_decay
 from lipjax.regularize.loss_penalties import frobenius_penalty as frobenius_penalty
@@ -31,3 +33,6 @@ from lipjax.regularize.loss_penalties import l1_penalty as l1_penalty
 from lipjax.regularize.loss_penalties import spectral_penalty as spectral_penalty
 from lipjax.regularize.spectral_decay import SpectralDecayState as SpectralDecayState
 from lipjax.regularize.spectral_decay import add_spectral_decay as add_spectral_decay
+
+# Constrain
+from lipjax.constrain.normalize import spectral_normalize as spectral_normalize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -82,16 +83,30 @@ def spectral_norms(
     raise ValueError(msg)
   operators = resolve_operators(params, layout, layout_overrides)
   leaves = float_leaves(params)
+  triplets = top_triplets(operators, leaves, method, tol, key)
+  return {
+    path: differentiable_sigma(operators[path], jnp.asarray(leaves[path]), triplet).sigma
+    for path, triplet in triplets.items()
+  }
+
+
+def top_triplets(
+  operators: Mapping[str, LinearOperator],
+  leaves: Mapping[str, Any],
+  method: Method = "lanczos",
+  tol: float | None = None,
+  key: jax.Array | None = None,
+) -> dict[str, SingularTriplet]:
+  """``{path: triplet}`` from cold, constants of the derivative, sorted by path."""
   key = jax.random.key(0) if key is None else key
-  norms = {}
+  found = {}
   for group in group_leaves(operators, leaves):
     weights = [jnp.asarray(leaves[path]) for path in group.paths]
     if method == "svd" and not isinstance(group.operator, Dense | Diagonal):
       msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
       raise ValueError(msg)
-    for path, triplet in _measure_group(group, weights, method, tol, key).items():
-      norms[path] = differentiable_sigma(group.operator, jnp.asarray(leaves[path]), triplet).sigma
-  return dict(sorted(norms.items()))
+    found |= _measure_group(group, weights, method, tol, key)
+  return dict(sorted(found.items()))
 
 
 def frobenius_norms(

@@ -30,3 +30,15 @@ def usable_scale(sigma: jax.Array) -> jax.Array:
   low = 128 * jnp.finfo(sigma.dtype).tiny
   usable = jnp.isfinite(sigma) & (sigma > 0)
   return jnp.where(usable, jnp.clip(sigma, low, 1 / low), jnp.ones_like(sigma))
+
+
+@jax.custom_jvp
+def reciprocal(x: jax.Array) -> jax.Array:
+  """``1 / x``, whose derivative does not square `x`: 1e-30 has a square of 0 in float32."""
+  return 1 / x
+
+
+@reciprocal.defjvp
+def _(primals, tangents):
+  inverse = reciprocal(primals[0])
+  return inverse, -(tangents[0] * inverse) * inverse

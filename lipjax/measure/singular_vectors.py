@@ -16,6 +16,7 @@ from lipjax.measure.groups import (
   stack_triplets,
   unstack_triplets,
 )
+from lipjax.measure.norms import top_triplets
 from lipjax.measure.power_iteration import (
   finish_one_sided,
   initial_triplet,
@@ -36,20 +37,22 @@ def init_singular_vectors(
   *,
   layout: Layout | None = None,
   layout_overrides: Overrides | None = None,
-  start: Literal["random", "ones"] | Mapping[str, jax.Array] = "random",
+  start: Literal["random", "ones", "converged"] | Mapping[str, jax.Array] = "random",
   key: jax.Array | None = None,
 ) -> dict[str, SingularTriplet]:
   """Vectors to start power iteration from, for every operator of a params tree.
 
-  Nothing is measured: sigma is 0 until the first `update_singular_vectors`. Only
-  shapes and dtypes are read, so `jax.ShapeDtypeStruct` leaves work.
+  But for ``"converged"`` nothing is measured: sigma is 0 until the first
+  `update_singular_vectors`, and only shapes and dtypes are read, so that
+  `jax.ShapeDtypeStruct` leaves work.
 
   Args:
     params: a pytree of arrays.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
-    start: ``"random"``, ``"ones"``, or ``{path: u}`` with one vector of the
-      operator's output shape for every operator.
+    start: ``"random"``, ``"ones"``, ``"converged"`` (the top singular vectors, measured
+      as by `spectral_norms`), or ``{path: u}`` with one vector of the operator's output
+      shape for every operator.
     key: for the random start, folded with each leaf's path; a fixed key when None.
 
   Returns:
@@ -73,6 +76,9 @@ def init_singular_vectors(
       f" {sorted(operators)}."
     )
     raise ValueError(msg)
+  if isinstance(start, str) and start == "converged":
+    found = top_triplets(operators, leaves, key=key)
+    return {path: keep_direction(triplet) for path, triplet in found.items()}
   return {
     path: initial_triplet(
       op, leaves[path], start if isinstance(start, str) else start[path], key, path

@@ -213,7 +213,7 @@ def _check_target(target: Any) -> None:
 
 
 def _check_output(values: Any, n: int) -> None:
-  if not jax.tree_util.treedef_is_leaf(jax.tree.structure(values)):
+  if not hasattr(values, "shape"):
     msg = (
       f"The function returned a {type(values).__name__}; expected one array, one number per"
       " sample. Return that part alone, as in lambda x: model(x)[0]."
