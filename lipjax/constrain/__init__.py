@@ -1,0 +1,1 @@
+"""Norms kept in a set: spectral normalization, projections, clipping."""
