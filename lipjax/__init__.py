@@ -36,3 +36,21 @@ from lipjax.regularize.spectral_decay import add_spectral_decay as add_spectral_
 
 # Constrain
 from lipjax.constrain.normalize import spectral_normalize as spectral_normalize
+from lipjax.constrain.projections import clip_weights as clip_weights
+from lipjax.constrain.projections import orthogonalize as orthogonalize
+from lipjax.constrain.projections import project_frobenius_ball as project_frobenius_ball
+from lipjax.constrain.projections import project_operator_norm_ball as project_operator_norm_ball
+from lipjax.constrain.projections import project_spectral_ball as project_spectral_ball
+from lipjax.constrain.keep_params import KeepParamsState as KeepParamsState
+from lipjax.constrain.keep_params import keep_params_in_box as keep_params_in_box
+from lipjax.constrain.keep_params import (
+  keep_params_in_frobenius_ball as keep_params_in_frobenius_ball,
+)
+from lipjax.constrain.keep_params import (
+  keep_params_in_operator_norm_ball as keep_params_in_operator_norm_ball,
+)
+from lipjax.constrain.keep_params import keep_params_orthogonal as keep_params_orthogonal
+from lipjax.constrain.spectral_ball import SpectralBallState as SpectralBallState
+from lipjax.constrain.spectral_ball import (
+  keep_params_in_spectral_ball as keep_params_in_spectral_ball,
+)

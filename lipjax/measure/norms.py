@@ -140,10 +140,10 @@ def frobenius_norms(
   """
   operators = resolve_operators(params, layout, layout_overrides)
   leaves = float_leaves(params)
-  return {path: _frobenius(op, jnp.asarray(leaves[path])) for path, op in operators.items()}
+  return {path: frobenius_norm(op, jnp.asarray(leaves[path])) for path, op in operators.items()}
 
 
-def _frobenius(operator: LinearOperator, w: jax.Array) -> jax.Array:
+def frobenius_norm(operator: LinearOperator, w: jax.Array) -> jax.Array:
   """The l2 norm over the axes of one slice, differentiable at zero."""
   w = w.astype(triplet_dtype(w))
   axes = tuple(a for a in range(w.ndim) if a not in operator.stack_axes)

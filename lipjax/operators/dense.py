@@ -116,6 +116,12 @@ class Dense(LinearOperator):
     w = w.transpose((*self.batch_axes, *self.out_axes, *self.in_axes))
     return w.reshape((*w.shape[: len(self.batch_axes)], rows, columns))
 
+  def leaf(self, matrix: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The reverse of `matrix`: the leaf of this shape that has these matrices."""
+    order = (*self.batch_axes, *self.out_axes, *self.in_axes)
+    w = matrix.reshape([shape[axis] for axis in order])
+    return w.transpose([order.index(axis) for axis in range(len(shape))])
+
 
 @dataclasses.dataclass(frozen=True)
 class ReshapedKernel(Dense):

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lipjax.measure.scaling import nonzero, norm_and_direction
+from lipjax.measure.scaling import nonzero, norm_and_direction, reciprocal
 from lipjax.operators.paths import path_string
 from lipjax.operators.products import compute_dtype
 
@@ -169,10 +169,10 @@ def _(primals, tangents):
   norms = _norms(gradients)
 
   def along(g, dg):
-    direction = g / _spread(nonzero(norms), g.ndim)
+    direction = g * _spread(reciprocal(nonzero(norms)), g.ndim)
     return jnp.sum(direction * dg, axis=tuple(range(1, g.ndim)))
 
-  return norms, sum(map(along, gradients, dots))
+  return norms, sum(map(along, gradients, dots), start=jnp.zeros_like(norms))
 
 
 def _spread(per_sample: jax.Array, ndim: int) -> jax.Array:

@@ -100,8 +100,14 @@ def test_gradient_under_jit_and_vmap():
 def test_norm_is_over_all_axes_of_an_image(sides):
   # Norms over one axis, or over the batch, would be other numbers.
   images = normal(4, (3, 5, 7, 2), scale=0.15)
-  value = lipjax.gradient_penalty(half_square, images, sides=sides)
-  np.testing.assert_allclose(value, truth(sample_norms(images), sides=sides), rtol=RTOL)
+  loss = lambda images: lipjax.gradient_penalty(half_square, images, sides=sides)
+  value, gradient = jax.value_and_grad(loss)(images)
+  norms = sample_norms(images)
+  assert norms.min() < 1 < norms.max()
+  np.testing.assert_allclose(value, truth(norms, sides=sides), rtol=RTOL)
+  slopes = 2 / 3 * (1 - 1 / norms) * (1 if sides == "two" else norms > 1)
+  expected = np.asarray(images, np.float64) * slopes[:, None, None, None]
+  np.testing.assert_allclose(gradient, expected, rtol=10 * RTOL, atol=RTOL)
   flat = lipjax.gradient_penalty(half_square, images.reshape(3, -1), sides=sides)
   np.testing.assert_allclose(value, flat, rtol=RTOL)
 
@@ -122,9 +128,8 @@ def test_norm_is_over_all_leaves_of_a_pytree():
 )
 def test_any_shape_and_scale(shape, exponent, dtype, sides):
   x = normal(len(shape), shape, dtype, scale=10.0**exponent)
-  value, gradient = jax.value_and_grad(
-    lambda x: lipjax.gradient_penalty(half_square, x, sides=sides)
-  )(x)
+  loss = lambda x: lipjax.gradient_penalty(half_square, x, sides=sides)
+  value, gradient = jax.jit(jax.value_and_grad(loss))(x)
   expected = truth(sample_norms(x), sides=sides) if shape[0] else 0
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   assert gradient.dtype == dtype

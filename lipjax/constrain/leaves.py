@@ -1,0 +1,141 @@
+"""Projections of one leaf: what the functions on trees and the transformations share.
+
+Each takes ``(operator, w, radius)`` and returns a leaf of the same shape and dtype, `w`
+itself where it lies in the set. Slices of a stacked leaf are projected one by one. A
+slice with a NaN or an infinity has no norm and is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.constrain.polar import (
+  PolarMethod,
+  clip_by_sign,
+  clip_by_svd,
+  polar_factor,
+  unless_rounding,
+)
+from lipjax.measure.norms import frobenius_norm
+from lipjax.measure.scaling import nonzero
+from lipjax.measure.sharding import result_sharded
+from lipjax.measure.triplet import SingularTriplet, clean
+from lipjax.operators.base import LinearOperator
+from lipjax.operators.dense import Dense
+from lipjax.operators.diagonal import Diagonal
+from lipjax.operators.products import compute_dtype, spread
+
+LeafProjection = Callable[..., jax.Array]
+Order = Literal["one", "infinity"]
+
+
+def map_leaves(
+  project: LeafProjection,
+  operators: Mapping[str, LinearOperator],
+  leaves: Mapping[str, Any],
+  radius: Any,
+  by_path: Mapping[str, Any] | None = None,
+) -> dict[str, jax.Array]:
+  """``{path: project(operator, w, radius, by_path[path])}``, each sharded as its leaf."""
+  projected, radius = {}, jnp.asarray(radius)
+  for path, operator in operators.items():
+    w = jnp.asarray(leaves[path])
+    if w.size == 0:
+      projected[path] = w
+      continue
+    args = (w, radius) if by_path is None else (w, radius, by_path[path])
+    run = lambda w, *rest, operator=operator: project(operator, w, *rest).astype(w.dtype)
+    projected[path] = result_sharded(run, w, jax.typeof(w).sharding.spec)(*args)
+  return projected
+
+
+def scale_to(operator: LinearOperator, w: jax.Array, radius, norm: jax.Array) -> jax.Array:
+  """`w` times ``radius / norm`` where the slice's `norm` exceeds the radius."""
+  outside = norm > radius
+  factor = radius / nonzero(jnp.where(outside, norm, 1))
+  axes = operator.stack_axes
+  scaled = w.astype(compute_dtype(w.dtype)) * spread(factor, axes, w.ndim)
+  return jnp.where(spread(outside, axes, w.ndim), scaled.astype(w.dtype), w)
+
+
+def scale_spectral(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
+  """Scaled by the measured spectral norm."""
+  return scale_to(operator, w, radius, triplet.sigma)
+
+
+def scale_frobenius(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
+  """Scaled by the Frobenius norm: the nearest point of the Frobenius ball."""
+  return scale_to(operator, w, radius, frobenius_norm(operator, w))
+
+
+def scale_operator_norm(order: Order, operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
+  r"""Scaled by the operator norm from and to :math:`\ell_1` or :math:`\ell_\infty`."""
+  return scale_to(operator, w, radius, operator_norm_of_order(order, operator, w))
+
+
+def operator_norm_of_order(order: Order, operator: LinearOperator, w: jax.Array) -> jax.Array:
+  r"""Largest absolute column sum (``"one"``) or row sum (``"infinity"``) of each slice.
+
+  :math:`|A|\mathbf 1` are the row sums, for any operator whose matrix has the weights for
+  entries.
+  """
+  magnitude, n_batch = jnp.abs(w), len(operator.batch_shape(w.shape))
+  if order == "infinity":
+    x = jnp.ones(operator.input_shape(w.shape), compute_dtype(w.dtype))
+    sums = operator.apply(magnitude, x)
+  else:
+    y = jnp.ones(operator.output_shape(w.shape), compute_dtype(w.dtype))
+    sums = operator.adjoint(magnitude, y)
+  return jnp.max(sums, axis=tuple(range(n_batch, sums.ndim)))
+
+
+def clip_top(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
+  r""":math:`w - (\sigma_1 - c)_+\,uv^T`: the top singular value alone is clipped."""
+  n_batch = triplet.sigma.ndim
+  sigma, u, v = clean(triplet, n_batch)
+  excess = jnp.where(sigma > radius, sigma - radius, 0)
+  v = spread(excess, tuple(range(n_batch)), v.ndim) * v
+  moved = w.astype(v.dtype) - operator.weight_gradient(w.shape, v, u)
+  outside = spread(sigma > radius, operator.stack_axes, w.ndim)
+  return jnp.where(outside, moved.astype(w.dtype), w)
+
+
+def clip_svd(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
+  """Every singular value clipped, by SVD."""
+  return _on_matrices(clip_by_svd, _clip_entries, operator, w, radius)
+
+
+def clip_sign(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
+  """Every singular value clipped, by matrix products."""
+  return _on_matrices(clip_by_sign, _clip_entries, operator, w, radius)
+
+
+def orthogonal(method: PolarMethod, operator: LinearOperator, w: jax.Array) -> jax.Array:
+  """Every nonzero singular value set to 1."""
+  nearest = lambda x, _: unless_rounding(polar_factor(x, method), x)
+  return _on_matrices(nearest, lambda w, _: jnp.sign(w), operator, w, 1)
+
+
+def _clip_entries(w, radius):
+  return jnp.clip(w, -radius, radius)
+
+
+def _on_matrices(on_matrix, on_diagonal, operator, w, radius):
+  """`on_matrix` on every slice of a matrix, `on_diagonal` on a diagonal's entries."""
+  dtype = compute_dtype(w.dtype)
+  wide, radius = w.astype(dtype), jnp.asarray(radius, dtype)
+  if isinstance(operator, Diagonal):
+    new = on_diagonal(wide, radius)
+  elif isinstance(operator, Dense):
+    new = operator.leaf(on_matrix(operator.matrix(wide), radius), w.shape)
+  else:
+    msg = (
+      f"{operator!r} is no matrix, so its singular values cannot be clipped one by one;"
+      " use method='scale' or 'clip_top'."
+    )
+    raise ValueError(msg)
+  return jnp.where(jnp.isnan(new), w, new.astype(w.dtype))

@@ -1,0 +1,4 @@
+"""Modules for Flax, each imported by its own name: ``import lipjax`` does not import Flax.
+
+`lipjax.integrations.nnx` and `lipjax.integrations.linen` each have a ``SpectralNorm``.
+"""

@@ -1,0 +1,223 @@
+"""Spectral normalization for Flax nnx modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from lipjax.integrations.module_layout import convolution, dense, module_operators
+from lipjax.integrations.normalization import (
+  Vectors,
+  advance,
+  check_options,
+  initial_gain,
+  measure,
+  normalize,
+  require_update_stats,
+)
+from lipjax.measure.triplet import SingularTriplet
+from lipjax.operators.base import LinearOperator
+from lipjax.operators.paths import float_leaves
+from lipjax.operators.resolve import Overrides
+
+
+class SpectralNorm(nnx.Module):
+  r"""A layer that computes with its kernels divided by their spectral norms.
+
+  Takes the place of `flax.nnx.SpectralNorm`. For every kernel :math:`W` of the layer
+
+  ==========  ===========================  ========================================
+  `mode`      the layer computes with      used for
+  ==========  ===========================  ========================================
+  ``target``  :math:`c\,W/\hat\sigma`      a fixed norm :math:`c`, as in Flax
+  ``cap``     :math:`W/\max(1,             norms of at most :math:`c`
+              \hat\sigma/c)`
+  ``gain``    :math:`\gamma\,W/\hat\sigma` a learned norm, from :math:`\gamma = c` on
+  ==========  ===========================  ========================================
+
+  with :math:`\hat\sigma = \|W v\|`. A training forward first moves the unit vector
+  :math:`v` by `n_steps` of power iteration; an evaluation forward leaves it, and writes
+  nothing. The weights themselves belong to the optimizer: no forward changes them, and
+  their gradient is :math:`\frac{c}{\hat\sigma}(G - \langle G, W/\hat\sigma\rangle\,uv^T)`.
+
+  Which axes of a kernel are inputs and outputs is read off the class and attributes of
+  the module that owns it: `nnx.Linear`, `nnx.LinearGeneral` (and so attention),
+  `nnx.Embed` and convolutions, nested at any depth. Biases of any rank and scales of
+  normalization layers stay as they are. A convolution is taken for its reshaped kernel
+  (`lipjax.ReshapedKernel`), whose norm is **not** that of the convolution; the operator
+  to take instead is given with `layout_overrides`.
+
+  Guarantee: an estimate. :math:`v` is measured to convergence at construction and by
+  `remeasure`, which gives norms within about 1e-6 of the target (float32). In training
+  it follows the weights, so that the true norm is the target or, by as much as it lags,
+  above it.
+
+  Args:
+    layer_instance: the layer. Its state of other kinds (batch statistics, dropout
+      keys) works as without the wrapper.
+    n_steps: steps of power iteration in a training forward, at least 1.
+    epsilon: no effect; accepted because Flax's takes it. Nothing is added to a norm
+      here, and a zero kernel stays zero.
+    dtype: of the normalized kernels that the layer sees; their own when None.
+    param_dtype: of the learned gains. Vectors are float32 or wider in any case.
+    error_on_non_matrix: raise for kernels of more than two axes.
+    update_stats: what a call does that is not told. ``train()`` and ``eval()`` set it;
+      None leaves it to them or to the call.
+    target: :math:`c`, a positive number.
+    mode: ``"target"``, ``"cap"`` or ``"gain"``.
+    layout_overrides: ``{regex: operator or None}`` on the layer's paths, such as
+      ``{"query/kernel": None}``.
+    rngs: its ``params`` stream starts the first measurement; a fixed start when None.
+
+  Raises:
+    LayoutError: a kernel that its module does not explain (an `nnx.Einsum`), with the
+      override to write.
+    ValueError: an unknown mode, a target that is not positive, no steps.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax
+    >>> from flax import nnx
+    >>> from lipjax.integrations import nnx as lnnx
+    >>> rngs = nnx.Rngs(0)
+    >>> layer = lnnx.SpectralNorm(nnx.Linear(4, 3, rngs=rngs), rngs=rngs)
+    >>> y = layer(jnp.ones((2, 4)))  # a training forward: power iteration moves on
+    >>> layer.eval()
+    >>> jacobian = layer(jnp.eye(4)) - layer(jnp.zeros(4))
+    >>> round(float(jnp.linalg.norm(jacobian, 2)), 3)
+    1.0
+    >>> float(lipjax.spectral_norms(nnx.state(layer, nnx.Param))["layer_instance/kernel"]) > 1.1
+    True
+
+  Reference:
+    Miyato et al. (2018), arXiv:1802.05957, equations 8 and 12 and Algorithm 1; Gouk et
+    al. (2021), arXiv:1804.04368, section 4 (cap).
+  """
+
+  def __init__(
+    self,
+    layer_instance: nnx.Module,
+    *,
+    n_steps: int = 1,
+    epsilon: float = 1e-12,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    error_on_non_matrix: bool = False,
+    update_stats: bool | None = True,
+    target: float = 1.0,
+    mode: str = "target",
+    layout_overrides: Overrides | None = None,
+    rngs: nnx.Rngs | None = None,
+  ):
+    del epsilon
+    check_options(mode, target, n_steps)
+    self.layer_instance = layer_instance
+    self.n_steps = n_steps
+    self.dtype = dtype
+    self.target = target
+    self.mode = mode
+    # The name that `train` and `eval` of every nnx module set.
+    self.use_running_average = None if update_stats is None else not update_stats
+    params = nnx.state(layer_instance, nnx.Param)
+    operators = module_operators(
+      params,
+      {"/".join(map(str, path)): module for path, module in nnx.iter_modules(layer_instance)},
+      _read,
+      layout_overrides,
+      error_on_non_matrix=error_on_non_matrix,
+    )
+    self.operators = nnx.static(tuple(operators.items()))
+    vectors = measure(params, operators, None if rngs is None else rngs.params())
+    self.batch_stats = nnx.data(
+      {
+        path: {name: nnx.BatchStat(x) for name, x in triplet._asdict().items()}
+        for path, triplet in vectors.items()
+      }
+    )
+    leaves = float_leaves(params)
+    self.gains = nnx.data(
+      {
+        path: nnx.Param(initial_gain(operator, leaves[path].shape, target, param_dtype))
+        for path, operator in operators.items()
+        if mode == "gain"
+      }
+    )
+
+  def __call__(self, x: Any, *args: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
+    """The layer's output with normalized kernels.
+
+    Args:
+      x: the layer's input.
+      *args: further arguments of the layer.
+      update_stats: whether power iteration moves on first; when None, what ``train()``,
+        ``eval()`` or the constructor said. Only by name, as more of the layer's own
+        arguments can follow `x`.
+      **kwargs: further arguments of the layer.
+
+    Returns:
+      What the layer returns.
+
+    Raises:
+      ValueError: nobody said whether to update.
+    """
+    if update_stats is None and self.use_running_average is not None:
+      update_stats = not self.use_running_average
+    graph, params, rest = nnx.split(self.layer_instance, nnx.Param, ...)
+    operators = dict(self.operators)
+    if require_update_stats(update_stats):
+      self._write(advance(params, self._vectors(), operators, self.n_steps))
+    params = normalize(
+      params,
+      self._vectors(),
+      operators,
+      target=self.target,
+      mode=self.mode,
+      gains={path: gain[...] for path, gain in self.gains.items()},
+      dtype=self.dtype,
+    )
+    # A copy computes, so that no forward ever touches a raw weight; what else the
+    # layer changed (batch statistics, dropout counters) comes back.
+    layer = nnx.merge(graph, params, rest)
+    y = layer(x, *args, **kwargs)
+    nnx.update(self.layer_instance, nnx.state(layer, nnx.Not(nnx.Param)))
+    return y
+
+  def remeasure(self) -> None:
+    """Measures the vectors anew, to convergence: after weights were replaced or loaded."""
+    params = nnx.state(self.layer_instance, nnx.Param)
+    self._write(measure(params, dict(self.operators)))
+
+  def _vectors(self) -> Vectors:
+    return {
+      path: SingularTriplet(**{name: stat[...] for name, stat in stats.items()})
+      for path, stats in self.batch_stats.items()
+    }
+
+  def _write(self, vectors: Vectors) -> None:
+    for path, triplet in vectors.items():
+      for name, value in triplet._asdict().items():
+        self.batch_stats[path][name][...] = value
+
+
+def _read(module: Any, name: str) -> LinearOperator | str | None:
+  """What a module says of its own param; see `module_layout.ReadModule`."""
+  match module:
+    case nnx.Linear() if name == "kernel":
+      return dense(0, 1, 1)
+    case nnx.LinearGeneral() if name == "kernel":
+      return dense(len(module.batch_axis), len(module.in_features), len(module.out_features))
+    case nnx.Embed() if name == "embedding":
+      return dense(0, 1, 1)
+    case nnx.Conv() | nnx.ConvTranspose() if name == "kernel":
+      if module.mask is not None:
+        return "its module masks the kernel, and the norm of the masked kernel is another"
+      transposed = getattr(module, "transpose_kernel", False)
+      return convolution(len(module.kernel_size), transpose_kernel=transposed)
+    case nnx.Einsum() if name == "kernel":
+      return f"the axes of the kernel of nnx.Einsum({module.einsum_str!r}) are for you to name"
+    case nnx.LoRA() if name in ("lora_a", "lora_b"):
+      return "nnx.LoRA adds its product to a kernel, and the norm of the sum is another"
+    case nnx.BatchNorm() | nnx.LayerNorm() | nnx.RMSNorm() | nnx.GroupNorm() | nnx.InstanceNorm():
+      return None
+  return NotImplemented
