@@ -1,0 +1,1 @@
+"""Experiments: what each constraint does to a network, one command each."""
