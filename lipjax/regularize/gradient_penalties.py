@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lipjax.measure.scaling import nonzero, norm_and_direction, reciprocal
+from lipjax.measure.scaling import nonzero, norm_and_direction
 from lipjax.operators.paths import path_string
 from lipjax.operators.products import compute_dtype
 
@@ -32,7 +32,8 @@ def gradient_penalty(
   batch normalization couples them, so use layer or instance normalization.
 
   The derivative in the parameters that `fn` closes over is of second order and costs
-  about one more forward and two more backward passes through `fn`.
+  about one more forward and two more backward passes through `fn`: for a two-layer
+  network 4 (ReLU) to 5.5 (tanh) times the arithmetic of a forward pass.
 
   Guarantee: exact but for rounding, at these points. The largest of the norms is a
   lower bound of the Lipschitz constant of `fn`; the penalty bounds nothing elsewhere.
@@ -169,7 +170,7 @@ def _(primals, tangents):
   norms = _norms(gradients)
 
   def along(g, dg):
-    direction = g * _spread(reciprocal(nonzero(norms)), g.ndim)
+    direction = g / _spread(nonzero(norms), g.ndim)
     return jnp.sum(direction * dg, axis=tuple(range(1, g.ndim)))
 
   return norms, sum(map(along, gradients, dots), start=jnp.zeros_like(norms))

@@ -99,7 +99,7 @@ def test_gradient_under_jit_and_vmap():
 @pytest.mark.parametrize("sides", SIDES)
 def test_norm_is_over_all_axes_of_an_image(sides):
   # Norms over one axis, or over the batch, would be other numbers.
-  images = normal(4, (3, 5, 7, 2), scale=0.15)
+  images = normal(4, (3, 5, 7, 2)) * jnp.asarray([0.05, 0.15, 0.3], FLOAT).reshape(3, 1, 1, 1)
   loss = lambda images: lipjax.gradient_penalty(half_square, images, sides=sides)
   value, gradient = jax.value_and_grad(loss)(images)
   norms = sample_norms(images)
