@@ -26,7 +26,7 @@ def progress() -> Progress:
 def table(title: str, headers: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
   """One row a method; the first column is its name."""
   grid = Table(box=box.SIMPLE_HEAD, title=title)
-  grid.add_column("method", justify="left")
+  grid.add_column("method", justify="left", no_wrap=True)
   for header in headers:
     grid.add_column(header, justify="right")
   for name, cells in rows.items():
@@ -69,6 +69,11 @@ def new_figure(n_panels: int) -> tuple[Any, Any]:
     axes.grid(color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
   return figure, panels
+
+
+def legend_below(axes: Any) -> None:
+  """A legend under the panel, where it hides nothing."""
+  axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def write(folder: Path, name: str, figure: Any, contents: Mapping[str, Any]) -> None:
