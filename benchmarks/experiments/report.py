@@ -80,9 +80,14 @@ def write(folder: Path, name: str, figure: Any, contents: Mapping[str, Any]) -> 
   """Writes ``name.png`` and ``name.json``, the latter with the environment."""
   folder.mkdir(parents=True, exist_ok=True)
   figure.savefig(folder / f"{name}.png")
+  write_json(folder, name, contents)
+  print(f"\nWrote {folder / name}.png and {folder / name}.json.")
+
+
+def write_json(folder: Path, name: str, contents: Mapping[str, Any]) -> None:
+  """Writes ``name.json`` with the environment."""
   text = json.dumps({"environment": environment(), **contents}, indent=1, default=_plain)
   (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-  print(f"\nWrote {folder / name}.png and {folder / name}.json.")
 
 
 def _plain(value: Any) -> Any:
