@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.experiments.layers import exact_norms
 from benchmarks.experiments.wasserstein_critic import (
   DIMENSION,
   critic,
@@ -57,12 +58,6 @@ def measure(method: Method, critics: Critic, n_points: int = N_POINTS) -> Result
   weights = jax.jit(jax.vmap(weigh))(critics.params, critics.vectors)
   values = map(np.asarray, _sampled(method.activation, n_points, weights))
   return Result(*values, exact_norms(weights))
-
-
-def exact_norms(weights: Any) -> dict[str, np.ndarray]:
-  """Every layer's largest singular value, by SVD in float64."""
-  wide = {name: np.asarray(layer["kernel"], np.float64) for name, layer in weights.items()}
-  return {name: np.linalg.norm(kernel, 2, axis=(-2, -1)) for name, kernel in wide.items()}
 
 
 def milliseconds(methods: tuple[Method, ...], blocks: int) -> dict[str, dict[str, float]]:

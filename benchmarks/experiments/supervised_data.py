@@ -1,0 +1,64 @@
+"""Digits or CIFAR-10, as flat images with a validation part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.experiments import cifar
+from lipjax.commands import demo_data
+from lipjax.commands.demo_data import Split
+
+CIFAR_VALIDATION = 5000
+CIFAR_EVALUATED = 2000
+
+
+class Data(NamedTuple):
+  """Three parts that share no image, and the attacks that suit their size.
+
+  Attributes:
+    name: as printed.
+    train: to train on.
+    validation: to choose the cap on.
+    test: to report on.
+    radii: of the attacks in the figure, in pixels of [0, 1].
+    radius: of the attack in the table and in the choice of the cap; one of `radii`.
+  """
+
+  name: str
+  train: Split
+  validation: Split
+  test: Split
+  radii: tuple[float, ...]
+  radius: float
+
+
+def load(cifar_path: Path | None) -> Data:
+  """CIFAR-10 from a folder, or scikit-learn's digits without one."""
+  return _digits() if cifar_path is None else _cifar(cifar_path)
+
+
+def _digits():
+  return Data("digits", *demo_data.load(), radii=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0), radius=0.6)
+
+
+def _cifar(path):
+  images, labels, test_images, test_labels = cifar.load(path)
+  validation = slice(len(labels) - CIFAR_VALIDATION, None)
+  train = slice(0, validation.start)
+  return Data(
+    "CIFAR-10",
+    _split(images[train], labels[train]),
+    _split(images[validation], labels[validation], CIFAR_EVALUATED),
+    _split(test_images, test_labels, CIFAR_EVALUATED),
+    radii=(0.0, 0.125, 0.25, 0.375, 0.5),
+    radius=0.25,
+  )
+
+
+def _split(images, labels, n=None):
+  flat = images[:n].reshape(len(images[:n]), -1)
+  return Split(jnp.asarray(flat / np.float32(255)), jnp.asarray(labels[:n]))
