@@ -98,8 +98,8 @@ def _notes(capped: list[Result], data: Data, settings: dict[str, Any]) -> list[s
   edge = " It is at the edge of what was tried." if best in (capped[0], capped[-1]) else ""
   return [
     f"{data.train.images.shape[1]}-{WIDTH}-{WIDTH}-10 ELU network, {len(data.train.labels)}"
-    f" training images, SGD {LEARNING_RATE:g} with momentum {MOMENTUM:g}, {settings['steps']} steps of"
-    f" {BATCH}, {settings['seeds']} seeds of initialization and batches, shared by all rows."
+    f" training images, SGD {LEARNING_RATE:g} with momentum {MOMENTUM:g}, {settings['steps']} steps"
+    f" of {BATCH}, {settings['seeds']} seeds of initialization and batches, shared by all rows."
     " Nothing else regularizes; the learning rate was not tuned.",
     f"One cap for all layers, chosen by the mean of clean and attacked accuracy on"
     f" {len(data.validation.labels)} validation images ({tried}).{edge} The other rows show what"

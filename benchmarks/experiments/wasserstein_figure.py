@@ -28,8 +28,7 @@ def draw_figure(results: dict[str, Result]) -> Any:
   right.axvline(1, color="#009E73", lw=1.5, label="1-Lipschitz")
   right.set(title="Largest sampled gradient (a lower bound)", xlabel="‖∇f‖")
   right.set_yticks(rows, [])
-  right.set_xscale("log")
-  right.xaxis.set_major_formatter("{x:g}")
+  right.set_xlim(left=0)
   for axes in (left, right):
     axes.set_ylim(len(results) - 0.5, -0.5)
     report.legend_below(axes)
