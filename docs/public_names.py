@@ -6,6 +6,7 @@ without documentation nor a page about a removed one gets through.
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +16,22 @@ DIRECTIVE = re.compile(
 )
 
 
+#: Modules that are imported by their own names.
+INTEGRATIONS = ("integrations.nnx", "integrations.linen")
+
+
 def public_names() -> set[str]:
-  """Every public name of `lipjax` that is not one of its submodules."""
+  """Every public name of `lipjax`, submodules apart, and of its integrations."""
   import lipjax
 
   names = {name for name in vars(lipjax) if not name.startswith("_")}
-  return {name for name in names if not isinstance(getattr(lipjax, name), ModuleType)}
+  names = {name for name in names if not isinstance(getattr(lipjax, name), ModuleType)}
+  for part in INTEGRATIONS:
+    module = importlib.import_module(f"lipjax.{part}")
+    for name, value in vars(module).items():
+      if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
+        names.add(f"{part}.{name}")
+  return names
 
 
 def documented_names(page: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.speed update|norms …``: runs one benchmark, writes JSON."""
+"""``python -m benchmarks.speed update|norms|spectral-norm …``: runs one benchmark, writes JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import norms, update
+from benchmarks.speed import norms, spectral_norm, update
 from benchmarks.speed.timing import environment
 from benchmarks.speed.trees import SHAPES
 
@@ -17,14 +17,16 @@ from benchmarks.speed.trees import SHAPES
 def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
   what = parser.add_subparsers(dest="benchmark", required=True)
-  for name, choices, kind in (("update", sorted(SHAPES), str), ("norms", None, int)):
+  kinds = (("update", sorted(SHAPES), str), ("norms", None, int), ("spectral-norm", None, int))
+  for name, choices, kind in kinds:
     sub = what.add_parser(name)
     sub.add_argument("sizes", nargs="+", choices=choices, type=kind)
     sub.add_argument("--blocks", type=int, help="samples of each case")
     sub.add_argument("--out", type=Path, help="write the JSON here")
   args = parser.parse_args()
   env = environment()
-  runner = {"update": update.run, "norms": norms.run}[args.benchmark]
+  runners = {"update": update.run, "norms": norms.run, "spectral-norm": spectral_norm.run}
+  runner = runners[args.benchmark]
   results = [runner(size, args.blocks) for size in args.sizes]
   for result in results:
     _show(result)
