@@ -1,4 +1,4 @@
-"""Critics between two spheres at Wasserstein distance 1, under seven constraints."""
+"""Critics between two spheres at Wasserstein distance 1: what each constraint makes of them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def _notes(settings: dict[str, Any]) -> list[str]:
   return [
     f"8-64-64-1 critics, Adam {LEARNING_RATE:g}, {settings['steps']} steps of {BATCH} fresh pairs,"
     f" {settings['seeds']} seeds of initialization and data, shared by the methods; learning rate"
-    f" and constraints were not tuned. Balls of radius 1 a layer; penalty × {PENALTY:g}.",
+    f" and constraints were not tuned. Balls of radius 1 a layer; penalty × {PENALTY:g}. ReLU where"
+    " no other activation is named.",
     f"A largest gradient is that of {N_POINTS} sampled points: a lower bound of the Lipschitz"
     f" constant, not the constant. Far box: [-{FAR:g}, {FAR:g}]⁸. The product of σ (SVD in float64)"
     " bounds it from above, but for rounding.",

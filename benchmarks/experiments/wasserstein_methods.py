@@ -40,6 +40,8 @@ METHODS = (
   Method("spectral ball", lipjax.keep_params_in_spectral_ball(1.0)),
   Method("penalty, two-sided", sides="two"),
   Method("penalty, one-sided", sides="one"),
+  # A ReLU network is linear far out, as it was near; a smooth one need not be.
+  Method("penalty, SiLU", sides="two", activation=jax.nn.silu),
 )
 
 #: Timed only: without a constraint the gap grows without bound.

@@ -35,7 +35,7 @@ def run_quick(out, name):
 
 def test_wasserstein_quick(tmp_path, capsys):
   numbers = run_quick(tmp_path, "wasserstein")
-  assert len(numbers["methods"]) == 7
+  assert len(numbers["methods"]) == 8
   for method in numbers["methods"].values():
     assert np.shape(method["gradient_far"]) == (2,)
     # A sampled gradient is at most the product of the norms, whatever the training.
