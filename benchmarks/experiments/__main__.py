@@ -1,14 +1,14 @@
-"""``python -m benchmarks.experiments wasserstein|supervised``: one experiment, end to end."""
+"""``python -m benchmarks.experiments wasserstein|supervised|wgan``: one experiment, end to end."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks.experiments import supervised, wasserstein
+from benchmarks.experiments import supervised, wasserstein, wgan
 
 #: Each has `add_arguments(parser)` and `run(args)`; its docstring is the help.
-EXPERIMENTS = {"wasserstein": wasserstein, "supervised": supervised}
+EXPERIMENTS = {"wasserstein": wasserstein, "supervised": supervised, "wgan": wgan}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,7 +38,8 @@ class Measured(NamedTuple):
 
 def measure(method: Method, state: State, held_out: jax.Array) -> Measured:
   """Measures all seeds; the same latents and projections at every call."""
-  params, dual, sliced = _measure(method, state, held_out)
+  params = _effective(method, state.critic) if method.normalizes else state.critic.params
+  dual, sliced = _measure(params, state.generator.params, held_out)
   return Measured(exact_norms(params), np.asarray(dual), np.asarray(sliced))
 
 
@@ -72,12 +73,18 @@ def samples(state: State, n: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(method, state, held_out):
+def _effective(method, critics):
+  return jax.vmap(lambda critic: effective(method, critic))(critics)
+
+
+@jax.jit
+def _measure(critics, generators, held_out):
   latents = jax.random.normal(jax.random.key(2), (len(held_out), LATENT))
 
-  def one(state):
-    params, fake = effective(method, state.critic), generate(state.generator.params, latents)
-    dual = jnp.mean(criticize(params, held_out)) - jnp.mean(criticize(params, fake))
-    return params, dual, sliced_distance(fake, held_out)
+  def one(networks):
+    critic, generator = networks
+    fake = generate(generator, latents)
+    dual = jnp.mean(criticize(critic, held_out)) - jnp.mean(criticize(critic, fake))
+    return dual, sliced_distance(fake, held_out)
 
-  return jax.lax.map(one, state)
+  return jax.lax.map(one, (critics, generators))

@@ -6,6 +6,7 @@ constant of its layer, which for a convolution's reshaped kernel it is not.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def criticize(params: Params, images: jax.Array) -> jax.Array:
 
 
 def _init(key, widths) -> Params:
-  sizes = list(zip(widths[:-1], widths[1:], strict=True))
+  sizes = list(itertools.pairwise(widths))
   keys = jax.random.split(key, len(sizes))
   initialize = jax.nn.initializers.he_normal()
   return {

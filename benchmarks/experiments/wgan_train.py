@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import optax
 
 import lipjax
-from benchmarks.experiments.wgan_methods import GENERATOR_RATE, POWER_STEPS, Method, adam
+from benchmarks.experiments.wgan_methods import POWER_STEPS, Method, generator_optimizer
 from benchmarks.experiments.wgan_networks import (
   LATENT,
   Params,
@@ -21,7 +23,7 @@ from benchmarks.experiments.wgan_networks import (
   init_generator,
 )
 
-BATCH = 64
+BATCH = 128
 CRITIC_STEPS = 5
 
 
@@ -47,9 +49,8 @@ class State(NamedTuple):
   critic: Critic
 
 
-def start_critic(method: Method, key: jax.Array, n_pixels: int) -> Critic:
+def start_critic(method: Method, params: Params) -> Critic:
   """A critic before its first step, its singular vectors converged."""
-  params = init_critic(key, n_pixels)
   start = lambda: lipjax.init_singular_vectors(params, start="converged")
   return Critic(params, method.optimizer.init(params), start() if method.normalizes else {})
 
@@ -91,7 +92,7 @@ def generator_step(method: Method, state: State, key: jax.Array) -> Generator:
   gradients = jax.grad(lambda p: -jnp.mean(criticize(judge, generate(p, latents))))(
     generator.params
   )
-  updates, opt_state = adam(GENERATOR_RATE).update(gradients, generator.opt_state)
+  updates, opt_state = generator_optimizer().update(gradients, generator.opt_state)
   return Generator(optax.apply_updates(generator.params, updates), opt_state)
 
 
@@ -111,33 +112,40 @@ def train_step(method: Method, state: State, images: jax.Array, key: jax.Array) 
 
 
 def train(
-  method: Method, n_seeds: int, n_steps: int, every: int, images: jax.Array
+  method: Method, n_seeds: int, moments: Sequence[int], images: jax.Array
 ) -> Iterator[tuple[int, State]]:
-  """Yields ``(step, state)`` before the first step and after each `every`.
+  """Yields ``(step, state)`` at every one of `moments`, the first of which is 0.
 
   Seeds 0, 1, … give the initialization and the batches, the same for every method.
   """
   keys = jax.vmap(jax.random.key)(np.arange(n_seeds))
-  state = jax.jit(jax.vmap(lambda key: _start(method, key, images.shape[1])))(keys)
-  advance = jax.jit(jax.vmap(_advance(method, every), in_axes=(0, 0, None, None)))
+  state = _start(method, *init_networks(keys, images.shape[1]))
+  over_seeds = jax.vmap(functools.partial(_advance, method), in_axes=(0, 0, None, None, None))
+  advance = jax.jit(over_seeds)
   yield 0, state
-  for begin in range(0, n_steps, every):
-    state = jax.block_until_ready(advance(keys, state, images, begin))
-    yield begin + every, state
+  for begin, end in itertools.pairwise(moments):
+    state = jax.block_until_ready(advance(keys, state, images, begin, end))
+    yield end, state
 
 
-def _start(method, key, n_pixels) -> State:
-  generator_key, critic_key = jax.random.split(key)
-  params = init_generator(generator_key, n_pixels)
-  critic = start_critic(method, critic_key, n_pixels)
-  return State(Generator(params, adam(GENERATOR_RATE).init(params)), critic)
+@functools.partial(jax.jit, static_argnums=1)
+def init_networks(keys: jax.Array, n_pixels: int) -> tuple[Params, Params]:
+  """A generator and a critic for every seed."""
+  split = jax.vmap(jax.random.split)(keys)
+  initialize = lambda init, i: jax.vmap(lambda key: init(key, n_pixels))(split[:, i])
+  return initialize(init_generator, 0), initialize(init_critic, 1)
 
 
-def _advance(method: Method, n_steps: int) -> Callable[..., State]:
-  def advance(key, state, images, begin):
-    def body(state, step):
-      return train_step(method, state, images, jax.random.fold_in(key, step)), None
+@functools.partial(jax.jit, static_argnums=0)
+def _start(method, generator, critic) -> State:
+  start = lambda params: start_critic(method, params)
+  return State(
+    Generator(generator, jax.vmap(generator_optimizer().init)(generator)), jax.vmap(start)(critic)
+  )
 
-    return jax.lax.scan(body, state, begin + jnp.arange(n_steps))[0]
 
-  return advance
+def _advance(method, key, state, images, begin, end) -> State:
+  def body(step, state):
+    return train_step(method, state, images, jax.random.fold_in(key, step))
+
+  return jax.lax.fori_loop(begin, end, body, state)
