@@ -244,11 +244,13 @@ def updates_to(params: Any, updates: Any, candidates: Leaves, projected: Leaves)
     if path not in projected:
       return g
     p, q = jnp.asarray(leaves[path]), projected[path]
-    step = (q - p).astype(g.dtype)
+    wide = jnp.promote_types(p.dtype, g.dtype)
+    step = (q.astype(wide) - p.astype(wide)).astype(g.dtype)
     beyond = jnp.abs((p + step).astype(p.dtype)) > jnp.abs(q)
     inward = jnp.where(q > 0, -jnp.inf, jnp.inf).astype(g.dtype)
     step = jnp.where(beyond, jnp.nextafter(step, inward), step)
-    return jnp.where(q == candidates[path], g, step)
+    unmoved = (q == candidates[path]) | jnp.isnan(candidates[path])
+    return jnp.where(unmoved, g, step)
 
   return map_float_leaves(visit, updates)
 

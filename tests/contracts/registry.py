@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import lipjax
 
@@ -24,7 +26,12 @@ class Case:
       transformation in front of them; called on matrices only when `matrices_only`.
     kwargs: its arguments.
     matrices_only: whether it leaves vectors (biases) alone.
-    off: arguments with which it does nothing, or None.
+    last: whether it goes last in a chain, as a constraint does.
+    hyperparameter: the argument that may be a schedule, or None.
+    off: the hyperparameter's value with which it does nothing.
+    gathers: whether it needs a whole weight on one device.
+    variant: whether another case is the same code but for its arithmetic, so that the tests
+      of values are enough.
     flatten: `optax.flatten` around it ``"raises"``, or gives the ``"same"`` numbers.
   """
 
@@ -33,12 +40,37 @@ class Case:
   proximal: Callable[[np.ndarray], np.ndarray]
   kwargs: Mapping[str, Any]
   matrices_only: bool = True
-  off: Mapping[str, Any] | None = dataclasses.field(default_factory=lambda: {"strength": 0.0})
+  last: bool = False
+  hyperparameter: str | None = "strength"
+  off: float = 0.0
+  gathers: bool = False
+  variant: bool = False
   flatten: Literal["raises", "same"] = "raises"
 
   def build(self, **overrides) -> optax.GradientTransformationExtraArgs:
     """The transformation, with some arguments replaced."""
     return self.factory(**{**self.kwargs, **overrides})
+
+  def chain(self, *others: optax.GradientTransformation):
+    """It and `others` in the order in which a user chains them."""
+    return optax.chain(*self.ordered(self.build(), *others))
+
+  def ordered(self, ours, *others):
+    """`ours` at its place among `others`."""
+    return (*others, ours) if self.last else (ours, *others)
+
+  def build_with(self, value) -> optax.GradientTransformationExtraArgs:
+    """The transformation with this value of its hyperparameter."""
+    if self.hyperparameter is None:
+      pytest.skip("has no number to set")
+    return self.build(**{self.hyperparameter: value})
+
+  @property
+  def value(self) -> float:
+    """Its hyperparameter in `kwargs`."""
+    if self.hyperparameter is None:
+      pytest.skip("has no number to set")
+    return self.kwargs[self.hyperparameter]
 
   def takes(self, argument: str) -> bool:
     """Whether the factory has this argument."""
@@ -66,20 +98,78 @@ def _soft_threshold(w):
   return np.sign(w) * np.maximum(np.abs(w) - 0.1, 0)
 
 
+def _clip(w):
+  u, s, vt = np.linalg.svd(w, full_matrices=False)
+  assert s[0] > RADIUS > s[1]
+  return u @ np.diag(np.minimum(s, RADIUS)) @ vt
+
+
+def _polar(w):
+  u, _, vt = np.linalg.svd(w, full_matrices=False)
+  return u @ vt
+
+
+def _scaled_by(norm):
+  """Where projected gradient ends up when the projection scales."""
+
+  def proximal(w):
+    assert norm(w) > RADIUS
+    return w * RADIUS / norm(w)
+
+  return proximal
+
+
+def _one_norm(kernel):
+  return np.abs(kernel).sum(1).max()  # (inputs, outputs): the sum over outputs
+
+
+def _infinity_norm(kernel):
+  return np.abs(kernel).sum(0).max()
+
+
+RADIUS = 2.0
+_scaled = _scaled_by(lambda w: np.linalg.norm(w, 2))
+_frobenius = _scaled_by(np.linalg.norm)
+_one = _scaled_by(_one_norm)
+_infinity = _scaled_by(_infinity_norm)
+_box = lambda w: np.clip(w, -0.5, 0.5)
 _squared = _first_singular_value(lambda s: s / 1.1)
 _norm = _first_singular_value(lambda s: s - 0.1)
 _hinge = _first_singular_value(lambda s: (s + 0.1 * 0.5) / 1.1)
 
+
+def _ball(name, factory, proximal, *, gathers=False, variant=False, **kwargs):
+  """A constraint to a ball of `RADIUS`."""
+  return Case(name, factory, proximal, {"radius": RADIUS, **kwargs}, last=True,
+              hyperparameter="radius", off=math.inf, gathers=gathers, variant=variant)  # fmt: skip
+
+
 # fmt: off
 CASES = (
     Case("spectral", lipjax.add_spectral_decay, _squared, {"strength": 0.1}),
-    Case("spectral_norm", lipjax.add_spectral_decay, _norm, {"strength": 0.1, "penalty": "norm"}),
+    Case("spectral_norm", lipjax.add_spectral_decay, _norm, {"strength": 0.1, "penalty": "norm"},
+         variant=True),
     Case("spectral_hinge", lipjax.add_spectral_decay, _hinge,
-         {"strength": 0.1, "penalty": "hinge", "target": 0.5}),
+         {"strength": 0.1, "penalty": "hinge", "target": 0.5}, variant=True),
     Case("spectral_every3", lipjax.add_spectral_decay, _squared,
          {"strength": 0.1, "every": 3, "n_steps": 2}),
     Case("l1", lipjax.add_l1_decay, _soft_threshold, {"strength": 0.1},
          matrices_only=False, flatten="same"),
+    _ball("ball_scale", lipjax.keep_params_in_spectral_ball, _scaled),
+    _ball("ball_clip_top", lipjax.keep_params_in_spectral_ball, _clip, variant=True,
+          method="clip_top"),
+    _ball("ball_clip_svd", lipjax.keep_params_in_spectral_ball, _clip, gathers=True,
+          variant=True, method="clip_svd"),
+    _ball("ball_clip_sign", lipjax.keep_params_in_spectral_ball, _clip, gathers=True,
+          method="clip_sign"),
+    _ball("frobenius_ball", lipjax.keep_params_in_frobenius_ball, _frobenius),
+    _ball("one_norm_ball", lipjax.keep_params_in_operator_norm_ball, _one, order="one"),
+    _ball("infinity_norm_ball", lipjax.keep_params_in_operator_norm_ball, _infinity,
+          variant=True, order="infinity"),
+    Case("box", lipjax.keep_params_in_box, _box, {"limit": 0.5}, matrices_only=False, last=True,
+         hyperparameter="limit", off=math.inf, flatten="same"),
+    Case("orthogonal", lipjax.keep_params_orthogonal, _polar, {}, last=True,
+         hyperparameter=None, gathers=True),
 )
 # fmt: on
 

@@ -12,7 +12,7 @@ class Training:
   """A transformation in a chain with Adam, and its compiled step."""
 
   def __init__(self, case):
-    self.tx = optax.chain(case.build(), optax.adam(0.05))
+    self.tx = case.chain(optax.adam(0.05))
 
     self.n_traces = 0
 

@@ -19,7 +19,7 @@ class Net(nnx.Module):
 
 def test_nnx_optimizer_equals_the_plain_update(case):
   """Point 16: `nnx.Optimizer`, eager and under `nnx.jit`, gives optax's own params."""
-  tx = optax.chain(case.build(), optax.sgd(0.1))
+  tx = case.chain(optax.sgd(0.1))
   for wrap in (lambda f: f, nnx.jit):
     model = Net(nnx.Rngs(0))
     plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -10,7 +10,7 @@ from contracts.registry import assert_close, assert_same_bits, params, run, step
 @pytest.mark.parametrize("donate", [(), (1, 2)], ids=["kept", "donated"])
 def test_second_call_does_not_recompile(case, donate):
   """Point 2: one trace and one executable for `init`'s state and for all later ones."""
-  tx = optax.chain(case.build(), optax.sgd(0.1))
+  tx = case.chain(optax.sgd(0.1))
   n_traces = 0
 
   def train(g, p, state):

@@ -62,6 +62,8 @@ def test_the_parser_sees_a_gather():
 @pytest.mark.parametrize("place", PLACES)
 def test_no_weight_is_moved(case, mesh, place):
   """Point 22: collectives carry vectors, updates stay where they were, numbers are right."""
+  if case.gathers:
+    pytest.skip("needs whole matrices, as its documentation says")
   (*parents, leaf), spec = PLACES[place]
   shape = (ROWS, COLUMNS) if len(parents) == 1 else (STACK, ROWS, COLUMNS)
   tree = {leaf: shape}
@@ -71,7 +73,7 @@ def test_no_weight_is_moved(case, mesh, place):
   grads = updates_like(plain)
   sharding = NamedSharding(mesh, spec)
   p, g = jax.device_put(plain, sharding), jax.device_put(grads, sharding)
-  tx = optax.chain(case.build(), optax.sgd(0.1))
+  tx = case.chain(optax.sgd(0.1))
 
   def train(p, state, g):
     u, state = tx.update(g, state, p)

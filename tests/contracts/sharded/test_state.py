@@ -90,7 +90,7 @@ def test_abstract_sharded_init(case, mesh):
 
 def test_training_equals_one_device(case, mesh):
   """Points 11 and 12: three steps on the mesh are three steps without, but for rounding."""
-  tx, plain = optax.chain(case.build(), optax.adam(0.05)), normal(0, SHAPES)
+  tx, plain = case.chain(optax.adam(0.05)), normal(0, SHAPES)
   grads = updates_like(plain)
   sharded = run(tx, put(plain, SPECS, mesh), 3, put(grads, SPECS, mesh))
   assert_close(gathered(sharded), gathered(run(tx, plain, 3, grads)), 512)
@@ -101,7 +101,7 @@ def test_nnx_optimizer(case, kind):
   """Point 16: `nnx.Optimizer` of a sharded model under `nnx.jit` on both kinds of mesh."""
   mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
   specs = {"kernel": P("x", "y"), "bias": P("y")}
-  tx = optax.chain(case.build(), optax.sgd(0.1))
+  tx = case.chain(optax.sgd(0.1))
 
   @nnx.jit
   def train(model, optimizer, grads):
