@@ -11,7 +11,13 @@ from benchmarks.experiments import report
 from benchmarks.experiments.wgan_evaluate import Measured
 
 # Told apart in every common kind of colour blindness.
-COLORS = {"none": "#555555", "clip": "#D55E00", "penalty": "#009E73", "spectral": "#0072B2"}
+COLORS = {
+  "none": "#555555",
+  "clip": "#D55E00",
+  "penalty": "#009E73",
+  "spectral": "#0072B2",
+  "spectral, 1 step": "#CC79A7",
+}
 SIDE = 8  # Images in a row, and rows, of one panel.
 
 
@@ -19,11 +25,14 @@ def draw_samples(panels: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> An
   """One panel of images for every title; `panels` hold flat images."""
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(3 * len(panels), 3.3), layout="constrained", dpi=150)
-  for axes, (title, images) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+  n_columns = -(-len(panels) // 2)
+  figure = Figure(figsize=(3.2 * n_columns, 6.8), layout="constrained", dpi=150)
+  grid = figure.subplots(2, n_columns).ravel()
+  for axes in grid:
+    axes.set_axis_off()
+  for axes, (title, images) in zip(grid, panels.items(), strict=False):
     axes.imshow(_tiles(images, shape), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title)
-    axes.set_axis_off()
   return figure
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import lipjax
-from benchmarks.experiments.wgan_methods import POWER_STEPS, Method, generator_optimizer
+from benchmarks.experiments.wgan_methods import Method, generator_optimizer
 from benchmarks.experiments.wgan_networks import (
   LATENT,
   Params,
@@ -80,7 +80,7 @@ def critic_step(
   if method.normalizes:
     # After the params, not before: the generator's step and the next of the critic then both
     # see vectors of the params as they are, where they would lag by an update of Adam.
-    _, vectors = lipjax.update_singular_vectors(params, vectors, n_steps=POWER_STEPS)
+    _, vectors = lipjax.update_singular_vectors(params, vectors, n_steps=method.power_steps)
   return Critic(params, opt_state, vectors)
 
 
