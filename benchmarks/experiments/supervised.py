@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Trains, chooses the cap, measures, times, prints and writes."""
   try:
-    data = supervised_data.load(args.cifar)
+    data = supervised_data.load(args.cifar, 100 if args.quick else None)
   except (ValueError, ImportError) as error:
     sys.exit(str(error))
   seeds, steps = options.budget(args, full=FULL, quick=QUICK)

@@ -36,9 +36,16 @@ class Data(NamedTuple):
   radius: float
 
 
-def load(cifar_path: Path | None) -> Data:
-  """CIFAR-10 from a folder, or scikit-learn's digits without one."""
-  return _digits() if cifar_path is None else _cifar(cifar_path)
+def load(cifar_path: Path | None, n_evaluated: int | None = None) -> Data:
+  """CIFAR-10 from a folder, or scikit-learn's digits without one.
+
+  Args:
+    cifar_path: the folder, for `benchmarks.experiments.cifar.load`.
+    n_evaluated: at most so many validation and test images; all when None.
+  """
+  data = _digits() if cifar_path is None else _cifar(cifar_path)
+  first = lambda split: Split(*(array[:n_evaluated] for array in split))
+  return data._replace(validation=first(data.validation), test=first(data.test))
 
 
 def _digits():
