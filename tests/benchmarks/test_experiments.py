@@ -16,11 +16,6 @@ if not (ROOT / "benchmarks" / "experiments").is_dir():
   pytest.skip("a tree without benchmarks/, such as an sdist", allow_module_level=True)
 
 
-@pytest.fixture(autouse=True)
-def _repository_root_on_path(monkeypatch):
-  monkeypatch.syspath_prepend(str(ROOT))
-
-
 def load(name):
   return importlib.import_module(f"benchmarks.experiments.{name}")
 
@@ -56,13 +51,22 @@ def test_supervised_quick(tmp_path, capsys):
   assert "minus none, in points" in capsys.readouterr().out
 
 
-def test_every_method_is_timed_against_the_first():
+def test_critics_are_timed_against_the_first():
   methods = load("wasserstein_methods")
   rows = load("wasserstein_measure").milliseconds(
     (methods.UNCONSTRAINED, methods.METHODS[0]), blocks=1
   )
   assert list(rows) == ["no constraint", "clip 0.1"]
   assert all(row["median_ms"] > 0 and row["compile_s"] > 0 for row in rows.values())
+
+
+def test_classifiers_are_timed_with_a_cap_and_without():
+  images, labels = jnp.full((20, 64), 0.5), jnp.zeros(20, int)
+  data = load("supervised_data")
+  split = data.Split(images, labels)
+  whole = data.Data("tiny", split, split, split, (0.0, 1.0), 1.0)
+  rows = load("supervised_evaluate").milliseconds(whole, 1.0, blocks=1)
+  assert list(rows) == ["none", "capped"]
 
 
 def test_maxmin_keeps_length_and_the_gap_of_the_norm_is_the_distance():
