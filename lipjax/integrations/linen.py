@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lipjax.integrations.module_layout import convolution, dense, module_operators
+from lipjax.integrations.linen_modules import modules_by_path, read_module
+from lipjax.integrations.module_layout import module_operators
 from lipjax.integrations.normalization import (
   Vectors,
   advance,
@@ -30,14 +31,13 @@ class SpectralNorm(nn.Module):
 
   Takes the place of `flax.linen.SpectralNorm`. For every kernel :math:`W` of the layer
 
-  ==========  ===========================  ========================================
-  `mode`      the layer computes with      used for
-  ==========  ===========================  ========================================
-  ``target``  :math:`c\,W/\hat\sigma`      a fixed norm :math:`c`, as in Flax
-  ``cap``     :math:`W/\max(1,             norms of at most :math:`c`
-              \hat\sigma/c)`
-  ``gain``    :math:`\gamma\,W/\hat\sigma` a learned norm, from :math:`\gamma = c` on
-  ==========  ===========================  ========================================
+  ==========  =====================================  =========================================
+  `mode`      the layer computes with                its norm
+  ==========  =====================================  =========================================
+  ``target``  :math:`c\,W/\hat\sigma`                :math:`c`
+  ``cap``     :math:`W/\max(1, \hat\sigma/c)`        at most :math:`c`
+  ``gain``    :math:`\gamma\,W/\hat\sigma`           :math:`\gamma`, learned, at first :math:`c`
+  ==========  =====================================  =========================================
 
   with :math:`\hat\sigma = \|W v\|`. With ``update_stats=True`` a forward first moves the
   unit vector :math:`v` by `n_steps` of power iteration; with False it leaves it, and
@@ -135,8 +135,8 @@ class SpectralNorm(nn.Module):
     raw = layer.variables.get("params", {})
     operators = module_operators(
       raw,
-      self._modules(args, kwargs),
-      _read,
+      modules_by_path(layer, self.scope.rngs if self.scope else {}, args, kwargs),
+      read_module,
       self.layout_overrides,
       error_on_non_matrix=self.error_on_non_matrix,
     )
@@ -194,26 +194,6 @@ class SpectralNorm(nn.Module):
           self.put_variable(collection, name, value)
     return vectors
 
-  def _modules(self, args: tuple, kwargs: dict) -> dict[str, nn.Module]:
-    """The layer's modules by path: its own class, or what an abstract forward meets."""
-    layer = self.layer_instance
-    if type(layer) in _LEAVES:
-      return {"": layer}
-    met = {}
-
-    def note(call, args, kwargs, context):
-      met["/".join(context.module.path)] = context.module
-      return call(*args, **kwargs)
-
-    def run():
-      copy, variables = layer.unbind()
-      rngs = dict.fromkeys(self.scope.rngs, jax.random.key(0)) if self.scope else None
-      with nn.intercept_methods(note):
-        copy.apply(variables, *args, rngs=rngs, mutable=True, **kwargs)
-
-    jax.eval_shape(run)
-    return met
-
 
 def remeasure(module: nn.Module, variables: Any, *args: Any, **kwargs: Any) -> Any:
   """The variables with every `SpectralNorm`'s vectors measured anew, to convergence.
@@ -222,15 +202,16 @@ def remeasure(module: nn.Module, variables: Any, *args: Any, **kwargs: Any) -> A
 
   Args:
     module: a model with `SpectralNorm` layers anywhere in it.
-    variables: its variables.
-    *args: arguments of one evaluation forward of `module`.
-    **kwargs: further arguments of it, such as ``update_stats=False``.
+    variables: its variables, with vectors in them.
+    *args: arguments of an evaluation forward of `module`: other state that it moves
+      (a batch norm's in training) comes back moved.
+    **kwargs: further arguments, such as ``update_stats=False``.
 
   Returns:
     `variables` with new vectors; everything else as it was.
 
   Raises:
-    ValueError: the forward moves other state (it is no evaluation forward).
+    ValueError: the variables hold no vectors.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -247,10 +228,7 @@ def remeasure(module: nn.Module, variables: Any, *args: Any, **kwargs: Any) -> A
   """
   stripped, collections = _without_vectors(variables)
   if not collections:
-    msg = (
-      "These variables hold no vectors of a lipjax.integrations.linen.SpectralNorm; make"
-      " them with init, replace the params, and then measure anew."
-    )
+    msg = "These variables hold no vectors of SpectralNorm; make them with init, then measure."
     raise ValueError(msg)
   _, measured = module.apply(stripped, *args, mutable=collections, **kwargs)
   return {**variables, **measured}
@@ -279,36 +257,8 @@ def _check_own(params: Any, raw: Any, layer: nn.Module) -> None:
   foreign = [path for path, leaf in float_leaves(params).items() if id(leaf) not in ours]
   if foreign:
     msg = (
-      f"The layer {layer.name!r} uses params {foreign} that are not its own, because the modules"
-      " it takes as fields were made inside another module. Make them with parent=None, as in"
-      " nn.Sequential([nn.Dense(4, parent=None)]), or wrap each of them in SpectralNorm."
+      f"The layer {layer.name!r} uses params {foreign} of modules made inside another module."
+      " Make them with parent=None, as in nn.Sequential([nn.Dense(4, parent=None)]), or wrap"
+      " each of them in SpectralNorm."
     )
     raise ValueError(msg)
-
-
-#: Modules whose params are all their own, so that no abstract forward need look for more.
-_LEAVES = (nn.Dense, nn.DenseGeneral, nn.Embed, nn.Conv, nn.ConvTranspose)
-
-
-def _read(module: Any, name: str) -> LinearOperator | str | None:
-  """What a module says of its own param; see `module_layout.ReadModule`."""
-  size = lambda value: 1 if isinstance(value, int) else len(value)
-  match module:
-    case nn.Dense() if name == "kernel":
-      return dense(0, 1, 1)
-    case nn.DenseGeneral() if name == "kernel":
-      return dense(size(module.batch_dims), size(module.axis), size(module.features))
-    case nn.Embed() if name == "embedding":
-      return dense(0, 1, 1)
-    case nn.Conv() | nn.ConvTranspose() if name == "kernel":
-      if module.mask is not None:
-        return "its module masks the kernel, and the norm of the masked kernel is another"
-      transposed = getattr(module, "transpose_kernel", False)
-      return convolution(size(module.kernel_size), transpose_kernel=transposed)
-    case nn.ConvLocal() if name == "kernel":
-      return "nn.ConvLocal has a kernel of its own at every position of the output"
-    case nn.Einsum() if name == "kernel":
-      return f"the axes of the kernel of nn.Einsum({module.einsum_str!r}) are for you to name"
-    case nn.BatchNorm() | nn.LayerNorm() | nn.RMSNorm() | nn.GroupNorm() | nn.InstanceNorm():
-      return None
-  return NotImplemented

@@ -28,14 +28,13 @@ class SpectralNorm(nnx.Module):
 
   Takes the place of `flax.nnx.SpectralNorm`. For every kernel :math:`W` of the layer
 
-  ==========  ===========================  ========================================
-  `mode`      the layer computes with      used for
-  ==========  ===========================  ========================================
-  ``target``  :math:`c\,W/\hat\sigma`      a fixed norm :math:`c`, as in Flax
-  ``cap``     :math:`W/\max(1,             norms of at most :math:`c`
-              \hat\sigma/c)`
-  ``gain``    :math:`\gamma\,W/\hat\sigma` a learned norm, from :math:`\gamma = c` on
-  ==========  ===========================  ========================================
+  ==========  =====================================  =========================================
+  `mode`      the layer computes with                its norm
+  ==========  =====================================  =========================================
+  ``target``  :math:`c\,W/\hat\sigma`                :math:`c`
+  ``cap``     :math:`W/\max(1, \hat\sigma/c)`        at most :math:`c`
+  ``gain``    :math:`\gamma\,W/\hat\sigma`           :math:`\gamma`, learned, at first :math:`c`
+  ==========  =====================================  =========================================
 
   with :math:`\hat\sigma = \|W v\|`. A training forward first moves the unit vector
   :math:`v` by `n_steps` of power iteration; an evaluation forward leaves it, and writes

@@ -181,10 +181,15 @@ def _measure(group: Group, weights, method: Method, tol: float | None, key):
   """Stacked triplets of the leaves of a group."""
   operator = group.operator
 
-  def one(w):
-    return clean(SingularTriplet(*_measure_leaf(operator, w, method, tol, key)), group.n_batch - 1)
+  def run(weights, key):
+    def one(w):
+      found = SingularTriplet(*_measure_leaf(operator, w, method, tol, key))
+      return clean(found, group.n_batch - 1)
 
-  return replicated_result(lambda ws: map_weights(one, group, ws), weights)(weights)
+    return map_weights(one, group, weights)
+
+  # The key is an argument: one made under `jax.set_mesh` carries the mesh's axis types.
+  return replicated_result(run, weights)(weights, key)
 
 
 def _measure_leaf(operator, w, method, tol, key) -> SingularTriplet:

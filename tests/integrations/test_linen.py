@@ -123,7 +123,7 @@ def test_a_step_of_rate_zero_changes_no_weight():
 
 @pytest.mark.parametrize("mode", ["target", "cap", "gain"])
 def test_gradient_reaches_the_raw_weight(mode):
-  model, variables = dense(mode=mode, target=0.7)
+  model, variables = dense(mode=mode, target=0.7, param_dtype=FLOAT)
 
   def loss(params):
     return jnp.sum(jnp.sin(evaluate(model, variables | {"params": params}, batch(2, 6))))

@@ -26,7 +26,8 @@ def test_nnx(mesh):
   model = lipjax_nnx.SpectralNorm(layer, rngs=nnx.Rngs(0))
   before = jax.tree.map(jax.typeof, nnx.to_pure_dict(nnx.state(model)))
   forward = nnx.jit(lambda model, x: model(x))
-  gradients = nnx.grad(lambda model: jnp.sum(forward(model, X) ** 2))(model)
+  # Gradients eagerly, of a jitted function, need `jax.set_mesh` whatever the layer.
+  gradients = nnx.jit(nnx.grad(lambda model: jnp.sum(forward(model, X) ** 2)))(model)
   np.testing.assert_allclose(forward(model, X), EXPECTED, rtol=1e-4, atol=1e-6)
   kernel = model.layer_instance.kernel[...]
   assert gradients.layer_instance.kernel[...].sharding.is_equivalent_to(kernel.sharding, 2)
@@ -49,6 +50,6 @@ def test_linen(mesh):
   np.testing.assert_allclose(y, EXPECTED, rtol=1e-4, atol=1e-6)
   types = lambda tree: jax.tree.map(jax.typeof, tree)
   assert types(new["batch_stats"]) == types(dict(variables["batch_stats"]))
-  gradient = jax.grad(lambda params: jnp.sum(forward(params)[0] ** 2))(variables["params"])
+  gradient = jax.jit(jax.grad(lambda params: jnp.sum(forward(params)[0] ** 2)))(variables["params"])
   kernel = gradient["layer_instance"]["kernel"]
   assert kernel.sharding.is_equivalent_to(sharded(mesh).sharding, 2)
