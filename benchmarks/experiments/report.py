@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from rich.table import Table
 
 from benchmarks.speed.timing import environment
 from lipjax.commands.demo_statistics import Estimate, difference, verdict
+
+# Read before the experiment loads the machine itself.
+LOAD_AT_START = os.getloadavg()[0]
 
 
 def progress() -> Progress:
@@ -86,7 +90,8 @@ def write(folder: Path, name: str, figure: Any, contents: Mapping[str, Any]) -> 
 
 def write_json(folder: Path, name: str, contents: Mapping[str, Any]) -> None:
   """Writes ``name.json`` with the environment."""
-  text = json.dumps({"environment": environment(), **contents}, indent=1, default=_plain)
+  env = environment() | {"load_average_at_start": LOAD_AT_START}
+  text = json.dumps({"environment": env, **contents}, indent=1, default=_plain)
   (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 

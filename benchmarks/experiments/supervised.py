@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
   caps = CAPS[:2] if args.quick else CAPS
   plain, capped = _results(data, caps, seeds, steps)
   chosen = max(capped, key=lambda result: result.score)
-  times = milliseconds(data, chosen.cap, blocks=2 if args.quick else 20)
+  times = {} if args.quick else milliseconds(data, chosen.cap, blocks=20)
   settings = {"data": data.name, "seeds": seeds, "steps": steps, "quick": args.quick}
   texts = {"findings": _findings(plain, chosen, data), "notes": _notes(capped, data, settings)}
   report.show(_table(plain, capped, chosen, data, times), texts["findings"], texts["notes"])
@@ -71,7 +71,7 @@ def _table(plain, capped, chosen, data, times):
     name = _name(result) + (" (chosen)" if result is chosen else "")
     accuracies = _accuracies(result, data).values()
     norms = [*result.norms.values(), result.product]
-    time = {"none": times["none"], _name(chosen): times["capped"]}.get(_name(result))
+    time = times.get({_name(plain): "none", _name(chosen): "capped"}.get(_name(result), ""))
     rows[name] = [
       *(report.cell(value, 1) for value in accuracies),
       *(report.cell(estimate(value)) for value in norms),

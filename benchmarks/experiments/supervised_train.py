@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,9 +49,8 @@ def train(
     Weights with leading axes (cap, seed), the first of length 1 without caps.
   """
   keys = jax.vmap(jax.random.key)(np.arange(n_seeds))
-  init = jax.jit(jax.vmap(lambda key: init_params(key, data.images.shape[1])))
   capped = caps is not None
-  networks = jax.vmap(lambda params: start(params, capped))(init(keys))
+  networks = jax.vmap(lambda params: start(params, capped))(_init_all(keys, data.images.shape[1]))
   n_groups = len(caps) if capped else 1
   networks = jax.tree.map(lambda x: jnp.broadcast_to(x, (n_groups, *x.shape)), networks)
   advance = jax.jit(_over_networks(_advance, capped), donate_argnums=2)
@@ -82,6 +82,11 @@ def draw_batch(key: jax.Array, data: Split, step: Any) -> Split:
   """A batch drawn with replacement."""
   rows = jax.random.randint(jax.random.fold_in(key, step), (BATCH,), 0, len(data.labels))
   return jax.tree.map(lambda x: x[rows], data)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _init_all(keys, n_pixels):
+  return jax.vmap(lambda key: init_params(key, n_pixels))(keys)
 
 
 def _advance(cap, key, network, data, steps):

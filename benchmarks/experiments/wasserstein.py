@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
       task = bar.add_task(f"{method.name}: {seeds} critics at once", total=steps)
       critics = train(method, seeds, steps, lambda n, task=task: bar.advance(task, n))
       results[method.name] = measure(method, critics)
-  # Eight more programs to compile, which a quick run has no time for.
+  # As many programs to compile again, which a quick run has no time for.
   times = {} if args.quick else milliseconds((UNCONSTRAINED, *METHODS), blocks=20)
   settings = {"seeds": seeds, "steps": steps, "quick": args.quick}
   rows = {name: _cells(result, times.get(name)) for name, result in results.items()}
