@@ -61,13 +61,13 @@ def show(grid: Table, sentences: Sequence[str], notes: Sequence[str]) -> None:
     console.print(f"· {note}", style="dim")
 
 
-def new_figure(n_panels: int) -> tuple[Any, Any]:
-  """A figure with panels side by side, and its axes."""
+def new_figure(n_columns: int, n_rows: int = 1) -> tuple[Any, Any]:
+  """A figure with panels side by side, and its axes, row by row."""
   from matplotlib.figure import Figure
 
   # A Figure of its own needs neither pyplot nor a display.
-  figure = Figure(figsize=(5.6 * n_panels, 4.6), layout="constrained", dpi=150)
-  panels = figure.subplots(1, n_panels, squeeze=False)[0]
+  figure = Figure(figsize=(5.6 * n_columns, 4.6 * n_rows), layout="constrained", dpi=150)
+  panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
   for axes in panels:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", linewidth=0.7)

@@ -16,7 +16,7 @@ from benchmarks.experiments.wgan_methods import METHODS
 from benchmarks.experiments.wgan_speed import milliseconds
 from benchmarks.experiments.wgan_train import train
 
-FULL = options.Budget(seeds=4, steps=2000)
+FULL = options.Budget(seeds=3, steps=1500)
 QUICK = options.Budget(seeds=2, steps=100)
 EVERY = 50  # Steps of the generator between two measurements.
 

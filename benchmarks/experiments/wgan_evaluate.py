@@ -35,6 +35,11 @@ class Measured(NamedTuple):
     """Product of the layers' norms, of each seed: a Lipschitz bound of the critic."""
     return np.prod(list(self.norms.values()), axis=0)
 
+  @property
+  def largest_deviation(self) -> float:
+    """How far a norm of any layer and seed is from 1, the target of normalization."""
+    return float(max(np.abs(sigma - 1).max() for sigma in self.norms.values()))
+
 
 def measure(method: Method, state: State, held_out: jax.Array) -> Measured:
   """Measures all seeds; the same latents and projections at every call."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.experiments import report
 from benchmarks.experiments.wgan_evaluate import Measured
+from benchmarks.experiments.wgan_methods import TOLERANCE
 
 # Told apart in every common kind of colour blindness.
 COLORS = {
@@ -40,18 +41,24 @@ def draw_training(
   histories: Mapping[str, Sequence[Measured]], steps: Sequence[int], floor: np.ndarray
 ) -> Any:
   """Norms, dual estimates and sliced distances over the generator's steps."""
-  figure, (norms, dual, sliced) = report.new_figure(3)
+  figure, (norms, excess, dual, sliced) = report.new_figure(2, 2)
   for name, history in histories.items():
     _norms_lines(norms, name, history, steps)
     _line(dual, steps, [m.dual for m in history], COLORS[name], name)
     _line(sliced, steps, [m.sliced for m in history], COLORS[name], name)
   norms.set(title="Exact norms of the critic's layers", ylabel="σ as applied, mean over seeds")
   norms.set_yscale("log")
+  for name in (name for name in histories if name.startswith("spectral")):
+    deviation = [100 * m.largest_deviation for m in histories[name]]
+    excess.plot(steps, deviation, color=COLORS[name], lw=1.8, label=name)
+  excess.axhline(100 * TOLERANCE, color="black", lw=1, ls=":", label="tolerance")
+  excess.set(title="Normalized critics: how far from the target", ylim=(0, None))
+  excess.set_ylabel("largest of all layers and seeds (%)")
   dual.set(title="Dual estimate on held-out images", ylabel="mean f(real) − mean f(generated)")
   dual.set_yscale("symlog", linthresh=0.1)
   sliced.axhline(floor.mean(), color="black", lw=1, ls=":", label="two real samples")
   sliced.set(title="Sliced Wasserstein distance to held-out images", yscale="log")
-  for axes in (norms, dual, sliced):
+  for axes in (norms, excess, dual, sliced):
     axes.set(xlabel="step of the generator", xlim=(0, steps[-1]))
     report.legend_below(axes)
   return figure

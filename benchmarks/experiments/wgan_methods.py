@@ -8,13 +8,13 @@ import optax
 
 import lipjax
 
-GENERATOR_RATE = 5e-4
-CRITIC_RATE = 2e-4
+GENERATOR_RATE = 2e-4
+CRITIC_RATE = 1e-4
 CLIP = 0.05
 PENALTY = 10.0  # λ of Gulrajani et al. (2017).
 # The critic pushes up every singular value but the top one, until a dozen are within 2 % of it.
 # They then take turns as the top, which one step an update follows too late.
-POWER_STEPS = 10
+POWER_STEPS = 20
 TOLERANCE = 0.02  # How far from the target the norms may be, after the warm-up.
 
 

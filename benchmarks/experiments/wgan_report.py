@@ -131,9 +131,7 @@ def _cells(outcome: Outcome, name: str) -> list[str]:
 
 def _deviations(outcome: Outcome, name: str) -> tuple[float, float]:
   """The largest deviation of any layer and seed from 1, in the warm-up and after it."""
-  worst = np.array(
-    [max(np.abs(sigma - 1).max() for sigma in m.norms.values()) for m in outcome.histories[name]]
-  )
+  worst = np.array([m.largest_deviation for m in outcome.histories[name]])
   warm = np.array(outcome.moments) >= WARM_UP * outcome.settings["steps"]
   return float(worst[~warm].max()), float(worst[warm].max())
 

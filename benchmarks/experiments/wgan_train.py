@@ -23,7 +23,7 @@ from benchmarks.experiments.wgan_networks import (
   init_generator,
 )
 
-BATCH = 128
+BATCH = 256
 CRITIC_STEPS = 5
 
 
