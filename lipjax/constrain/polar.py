@@ -22,6 +22,8 @@ PolarMethod = Literal["newton_schulz", "bjorck"]
 _GROWTH = {"newton_schulz": (3.4445, -4.7750, 2.0315), "bjorck": (1.875, -1.25, 0.375)}
 #: Björck's steps also bring [0.68, 1.21], where the tuned ones end, to 1: the error cubes.
 _POLISH_STEPS = 5
+#: Decades by which a norm may exceed the radius and be clipped in one pass.
+_ONE_PASS = math.log10(4)
 
 
 def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Array:
@@ -38,11 +40,9 @@ def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Arr
   n_growth = math.ceil(math.log(1 / eps) / math.log(a))
   transposed = x.shape[-1] > x.shape[-2]
   x = jnp.swapaxes(x, -1, -2) if transposed else x
-  x = x / nonzero(jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
-  square = _gram(_gram(x))
-  norm = jnp.sqrt(jnp.sqrt(jnp.linalg.norm(square, axis=(-2, -1), keepdims=True)))
-  # Room for the rounding of the norm; the polynomials bear far more than that.
-  x = x / nonzero(1.01 * norm)
+  largest, norm = _norm_bound(x)
+  # Two divisions: their product can leave the dtype's range.
+  x = x / largest / norm
   x = lax.fori_loop(0, n_growth, lambda _, x: _odd_step(x, a, b, c), x)
   x = lax.fori_loop(0, _POLISH_STEPS, lambda _, x: _odd_step(x, *_GROWTH["bjorck"]), x)
   return jnp.swapaxes(x, -1, -2) if transposed else x
@@ -67,8 +67,8 @@ def clip_by_sign(x: jax.Array, radius: jax.Array) -> jax.Array:
 
   has singular values 1 where :math:`\sigma > 1` and :math:`\sigma` elsewhere. Where
   :math:`\sigma \approx 1`, and M has not converged, :math:`S - X` is small; where
-  :math:`\sigma \ll 1`, and S has not, S cancels. Rounding adds
-  :math:`\epsilon\sigma_1`, so a norm of a thousand radii or more takes further passes.
+  :math:`\sigma \ll 1`, and S has not, S cancels. Rounding adds some
+  :math:`\epsilon\sigma_1`, so a norm far outside takes further passes.
   """
   transposed = x.shape[-1] > x.shape[-2]
   unit = (jnp.swapaxes(x, -1, -2) if transposed else x) / radius
@@ -79,8 +79,11 @@ def clip_by_sign(x: jax.Array, radius: jax.Array) -> jax.Array:
     m = polar_factor(0.5 * (h + jnp.swapaxes(h, -1, -2)) - jnp.eye(x.shape[-1], dtype=x.dtype))
     return 0.5 * ((s + x) + _matmul(s - x, m))
 
-  largest = jnp.max(jnp.abs(unit)) * math.sqrt(unit.shape[-1] * unit.shape[-2])
-  n_passes = 1 + (jnp.log10(jnp.maximum(largest, 1)) / 3).astype(jnp.int32)
+  largest, norm = _norm_bound(unit)
+  decades = jnp.log10(largest) + jnp.log10(norm) - _ONE_PASS
+  # A non-finite slice must not keep the others going.
+  decades = jnp.max(jnp.where(jnp.isfinite(decades), decades, 0), initial=0)
+  n_passes = 1 + jnp.ceil(decades / 6).astype(jnp.int32)
   clipped = radius * lax.fori_loop(0, n_passes, one_pass, unit)
   return unless_rounding(jnp.swapaxes(clipped, -1, -2) if transposed else clipped, x)
 
@@ -91,6 +94,15 @@ def unless_rounding(new: jax.Array, x: jax.Array) -> jax.Array:
   scale = nonzero(jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
   noise = 32 * jnp.finfo(x.dtype).eps * norm(x / scale)
   return jnp.where(norm((new - x) / scale) <= noise, x, new)
+
+
+def _norm_bound(x):
+  r"""``(a, b)`` with :math:`\sigma_1 \le ab`, which may leave the dtype's range; 1 for zero."""
+  largest = nonzero(jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
+  square = _gram(_gram(x / largest))
+  norm = jnp.sqrt(jnp.sqrt(jnp.linalg.norm(square, axis=(-2, -1), keepdims=True)))
+  # Room for rounding; the polynomials bear far more than that.
+  return largest, nonzero(1.01 * norm)
 
 
 def _odd_step(x, a, b, c):
