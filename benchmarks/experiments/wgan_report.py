@@ -147,9 +147,9 @@ def _notes(outcome: Outcome) -> list[str]:
     f" batch {BATCH}, Adam (β₁ = 0, β₂ = 0.9) {GENERATOR_RATE:g} and {CRITIC_RATE:g},"
     f" {settings['seeds']} seeds of initialization and batches, shared by the methods. Weights"
     f" clipped at {CLIP:g}. These were set by hand on the same images, not searched.",
-    "Batch, critic's rate and power steps were changed until both claims held on digits. Before, with"
-    " 128, 2e-4 and 10, norms were off by up to 2.8 % and an update took 1.70 times one without"
-    " constraint, the penalty 1.60 times.",
+    "Batch, critic's rate and power steps were changed until both claims held on digits. Before,"
+    " with 128, 2e-4 and 10, norms were off by up to 2.8 % and an update took 1.70 times one"
+    " without constraint, the penalty 1.60 times.",
     "Both networks are perceptrons with two hidden layers of 128. The critic is dense so that the"
     " norms, by SVD in float64 of the weights as applied, are those of its layers.",
     "A norm above the target is the lag of the singular vectors: training makes the top singular"
