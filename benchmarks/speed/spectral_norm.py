@@ -8,10 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from benchmarks.speed.timing import Case, compare, compile_case
+from benchmarks.speed.torch_peer import torch_cases
 from lipjax.integrations import linen as lipjax_linen
 from lipjax.integrations import nnx as lipjax_nnx
 
@@ -19,6 +21,13 @@ SGD = optax.sgd(1e-3)
 FEATURES = (32, 64, 64)
 SIDE = 16
 CLASSES = 10
+#: Each wrapper's own baseline.
+OVERHEADS = {
+  "flax_linen": "plain",
+  "lipjax_linen": "plain",
+  "lipjax_nnx": "plain_nnx",
+  "torch": "torch_plain",
+}
 
 
 def run(size: int, blocks: int | None = None) -> dict[str, Any]:
@@ -26,7 +35,8 @@ def run(size: int, blocks: int | None = None) -> dict[str, Any]:
 
   The network is three 3×3 convolutions (32, 64 and 64 channels, the last two of stride
   2) and a Dense layer; a step is a gradient of the cross entropy and SGD. Flax's nnx
-  wrapper is left out: it overwrites the weights, so its step is another.
+  wrapper is left out: it overwrites the weights, so its step is another. PyTorch's rows are
+  there where it is installed; its overhead is over its own plain step.
   """
   batch = jax.random.normal(jax.random.key(1), (size, SIDE, SIDE, 3)), jnp.arange(size) % CLASSES
   nets = {
@@ -41,10 +51,17 @@ def run(size: int, blocks: int | None = None) -> dict[str, Any]:
     ("lipjax_nnx", lambda layer, rngs: lipjax_nnx.SpectralNorm(layer, rngs=rngs)),
   ):
     cases[name] = _nnx_step(NnxNet(wrap, nnx.Rngs(0)), *batch)
+  cases |= torch_cases(*map(np.asarray, batch), FEATURES)
+  rows = compare(cases, baseline="plain", blocks=blocks or 30, steps=10, keep_carry=True)
   return {
     "benchmark": "spectral_norm",
     "size": size,
-    "rows": compare(cases, baseline="plain", blocks=blocks or 30, steps=10, keep_carry=True),
+    "rows": rows,
+    "overhead": {
+      name: rows[name]["median_ms"] / rows[plain]["median_ms"] - 1
+      for name, plain in OVERHEADS.items()
+      if name in rows
+    },
   }
 
 

@@ -50,7 +50,9 @@ def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Arr
 
 def clip_by_svd(x: jax.Array, radius: jax.Array) -> jax.Array:
   r""":math:`U\min(S, c)V^T`, the nearest matrix of norm at most `radius`."""
-  u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+  # LAPACK never returns from a matrix with an infinity.
+  finite = jnp.isfinite(x).all(axis=(-2, -1), keepdims=True)
+  u, s, vh = jnp.linalg.svd(jnp.where(finite, x, 0), full_matrices=False)
   clipped = _matmul(u * jnp.minimum(s, radius)[..., None, :], vh)
   # Inside the ball the nearest matrix is x itself, not its rounded factors' product.
   return jnp.where(s[..., :1, None] > radius, clipped, x)

@@ -1,0 +1,128 @@
+"""What holds after `optax.apply_updates` with a constraint last in the chain."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import FLOAT, normal, top_sigma
+
+import lipjax
+
+EPS = float(jnp.finfo(FLOAT).eps)
+PARAMS = {
+  "a": {"kernel": normal(0, (12, 8)), "bias": normal(1, (8,))},
+  "b": {"kernel": normal(2, (8, 3))},
+}
+
+
+def train(constraint, params=PARAMS, n_steps=20):
+  """Params after steps of Adam that make them grow."""
+  tx = optax.chain(optax.adam(0.1), constraint)
+
+  @jax.jit
+  def step(params, state):
+    updates, state = tx.update(jax.tree.map(jnp.negative, params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for _ in range(n_steps):
+    params, state = step(params, state)
+  return params, state
+
+
+def kernels(params):
+  return [np.asarray(layer["kernel"], np.float64) for layer in params.values()]
+
+
+@pytest.mark.parametrize("method", ["clip_svd", "clip_sign"])
+def test_clipping_holds_the_exact_norm_after_every_update(method):
+  params = PARAMS
+  constraint = lipjax.keep_params_in_spectral_ball(2.0, method=method)
+  for _ in range(5):
+    params, _ = train(constraint, params, 1)
+    for w in kernels(params):
+      assert top_sigma(w) <= 2 * (1 + 6 * EPS * np.sqrt(min(w.shape)))
+
+
+def test_tracked_norms_come_to_the_radius_and_can_be_read():
+  params, state = train(lipjax.keep_params_in_spectral_ball(3.0, n_steps=5))
+  norms = lipjax.read_spectral_norms(state)
+  assert list(norms) == ["a/kernel", "b/kernel"]
+  for w in kernels(params):
+    assert top_sigma(w) == pytest.approx(3.0, rel=1e-2)
+
+
+def test_frobenius_and_operator_norms_hold():
+  after, _ = train(lipjax.keep_params_in_frobenius_ball(2.0))
+  for w in kernels(after):
+    assert np.linalg.norm(w) <= 2 * (1 + 6 * EPS)
+  for order, axis in (("one", 1), ("infinity", 0)):  # kernels are (inputs, outputs)
+    after, _ = train(lipjax.keep_params_in_operator_norm_ball(2.0, order=order))
+    for w in kernels(after):
+      assert np.abs(w).sum(axis).max() <= 2 * (1 + 6 * EPS * np.sqrt(w.size))
+
+
+def test_orthogonal_params_stay_orthogonal():
+  after, _ = train(lipjax.keep_params_orthogonal())
+  for w in kernels(after):
+    values = np.linalg.svd(w, compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=6 * EPS * np.sqrt(min(w.shape)))
+
+
+@pytest.mark.parametrize("of_params", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("of_updates", ["bfloat16", "float16", "float32"])
+def test_the_box_is_exact_in_every_dtype(of_params, of_updates):
+  # p + (c - p) can round past c, so the last place is looked at.
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.standard_normal(20_000) * 10.0 ** rng.uniform(-4, 1, 20_000)
+  params, updates = {"w": jnp.asarray(draw(), of_params)}, {"w": jnp.asarray(draw(), of_updates)}
+  tx = lipjax.keep_params_in_box(0.1)
+  changed, _ = jax.jit(tx.update)(updates, tx.init(params), params)
+  after = optax.apply_updates(params, changed)["w"]
+  limit = jnp.asarray(0.1, of_params)
+  assert jnp.all(jnp.abs(after) <= limit)
+  inside = jnp.abs(optax.apply_updates(params, updates)["w"]) < limit
+  np.testing.assert_array_equal(changed["w"][inside], updates["w"][inside])
+  assert 0.1 < inside.mean() < 0.9
+
+
+def test_a_schedule_of_the_radius_is_followed():
+  schedule = optax.piecewise_constant_schedule(2.0, {10: 0.5})
+  constraint = lipjax.keep_params_in_spectral_ball(schedule, method="clip_svd")
+  for n_steps, radius in ((10, 2.0), (11, 1.0)):
+    for w in kernels(train(constraint, n_steps=n_steps)[0]):
+      assert top_sigma(w) == pytest.approx(radius, rel=1e-5)
+
+
+def test_other_leaves_and_masked_ones_are_not_touched():
+  free, _ = train(optax.identity())
+  kept, _ = train(lipjax.keep_params_in_frobenius_ball(1.0, mask={"a": True, "b": False}))
+  np.testing.assert_array_equal(kept["a"]["bias"], free["a"]["bias"])
+  np.testing.assert_array_equal(kept["b"]["kernel"], free["b"]["kernel"])
+  assert np.linalg.norm(kept["a"]["kernel"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda: lipjax.keep_params_in_spectral_ball(0), "radius is 0"),
+    (lambda: lipjax.keep_params_in_spectral_ball(1.0, method="clip"), "'scale', 'clip_svd'"),
+    (lambda: lipjax.keep_params_in_spectral_ball(1.0, n_steps=0), "n_steps is 0"),
+    (lambda: lipjax.keep_params_in_frobenius_ball(-1.0), r"radius is -1\.0"),
+    (lambda: lipjax.keep_params_in_operator_norm_ball(1.0, order=2), "'one', 'infinity'"),
+    (lambda: lipjax.keep_params_in_box(0.0), "limit is 0"),
+    (lambda: lipjax.keep_params_orthogonal(method="svd"), "'newton_schulz', 'bjorck'"),
+  ],
+)
+def test_wrong_options_raise(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_params_without_operators_and_other_params_raise():
+  tx = lipjax.keep_params_in_spectral_ball(1.0)
+  with pytest.raises(ValueError, match="no operator among"):
+    tx.init({"bias": jnp.ones(3)})
+  with pytest.raises(ValueError, match="made for other params"):
+    tx.update(PARAMS, tx.init({"other": {"kernel": jnp.ones((2, 2))}}), PARAMS)
