@@ -19,7 +19,7 @@ from lipjax.constrain.projections import (
 )
 from lipjax.measure.groups import unstack_triplets
 from lipjax.measure.sharding import replicated_like
-from lipjax.measure.tracking import TrackedNorms, advance, group_params, init_tracked
+from lipjax.measure.tracking import advance, group_params, init_tracked
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.resolve import Overrides
@@ -30,12 +30,12 @@ class SpectralBallState(NamedTuple):
 
   Attributes:
     count: int32, updates so far.
-    norms: the tracked norms and vectors; read them with `read_spectral_norms`. None for
-      the methods that measure nothing.
+    norms: the `TrackedNorms`; read them with `read_spectral_norms`. None for the methods
+      that measure nothing.
   """
 
   count: Any
-  norms: TrackedNorms | None
+  norms: Any
 
 
 def keep_params_in_spectral_ball(
@@ -109,11 +109,14 @@ def keep_params_in_spectral_ball(
     if params is None:
       raise ValueError(NO_PARAMS_MSG)
     groups, _ = group_params(params, layout, layout_overrides, name)
+    next_count = optax.safe_increment(state.count)
+    if not groups:
+      return updates, state._replace(count=next_count)
     operators = {path: group.operator for group in groups for path in group.paths}
     value = radius(state.count) if callable(radius) else radius
     candidates, norms = moved(params, updates), state.norms
-    if method in BY_WEIGHT or not groups:
-      projected = map_leaves(BY_WEIGHT.get(method), operators, candidates, value)
+    if method in BY_WEIGHT:
+      projected = map_leaves(BY_WEIGHT[method], operators, candidates, value)
     else:
       stacked, norms = advance(norms, groups, candidates, n_steps, name)
       triplets = {}
@@ -121,6 +124,6 @@ def keep_params_in_spectral_ball(
         triplets |= unstack_triplets(group, triplet)
       projected = map_leaves(BY_TRIPLET[method], operators, candidates, value, triplets)
     updates = updates_to(params, updates, candidates, projected)
-    return updates, SpectralBallState(optax.safe_increment(state.count), norms)
+    return updates, SpectralBallState(next_count, norms)
 
   return masked(optax.GradientTransformationExtraArgs(init, update), mask)

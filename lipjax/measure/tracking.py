@@ -67,7 +67,8 @@ def init_tracked(
     {path: leaves[path] for path in operators}, layout=operators, key=jax.random.key(seed)
   )
   packed = pack(groups, [stack_triplets(group, vectors) for group in groups])
-  return TrackedNorms(*replicated_like(leaves, packed), path_index(groups))
+  sigma, u, v = replicated_like(leaves, packed)
+  return TrackedNorms(sigma, u, v, path_index(groups))
 
 
 def advance(
@@ -81,7 +82,8 @@ def advance(
   _check_paths(tracked, groups, caller)
   stacked = unpack(groups, SingularTriplet(*tracked[:3]))
   stacked = iterate_groups(groups, leaves, stacked, n_steps)
-  return stacked, TrackedNorms(*pack(groups, stacked), tracked.paths)
+  sigma, u, v = pack(groups, stacked)
+  return stacked, TrackedNorms(sigma, u, v, tracked.paths)
 
 
 def read_spectral_norms(opt_state: Any) -> dict[str, jax.Array]:
