@@ -81,35 +81,51 @@ def spectral_penalty(
 
 
 def frobenius_penalty(
-  params: Any, *, layout: Layout | None = None, layout_overrides: Overrides | None = None
+  params: Any,
+  *,
+  penalty: Penalty = "squared",
+  target: float | None = None,
+  layout: Layout | None = None,
+  layout_overrides: Overrides | None = None,
 ) -> jax.Array:
-  r""":math:`\frac12\sum\|w\|_F^2` over every operator's leaf, to add to a loss.
+  r"""A penalty on every operator's Frobenius norm, to add to a loss.
+
+  :math:`\frac12\sum\|w\|_F^2` (``squared``), :math:`\sum\|w\|_F` (``norm``) or
+  :math:`\frac12\sum(\|w\|_F-\tau)_+^2` (``hinge``, the soft version of
+  `project_frobenius_ball`), over all operators and all slices of stacked ones.
 
   Since :math:`\sigma_1 \le \|w\|_F \le \sqrt{\mathrm{rank}}\,\sigma_1`, it is the
-  smooth relaxation of `spectral_penalty` that L2 decay minimizes: its gradient,
-  :math:`w`, is what `optax.add_decayed_weights` adds to these leaves. It pulls on
-  all singular values alike, where only the first one limits the Lipschitz constant.
+  smooth relaxation of `spectral_penalty`. The squared one is what L2 decay minimizes: its
+  gradient, :math:`w`, is what `optax.add_decayed_weights` adds to these leaves. It pulls
+  on all singular values alike, where only the first one limits the Lipschitz constant.
 
   Guarantee: exact but for rounding.
 
   Args:
     params: a pytree of arrays.
+    penalty: ``"squared"``, ``"norm"`` or ``"hinge"``.
+    target: :math:`\tau` of the hinge.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
 
   Returns:
-    A scalar, float32 or wider.
+    A scalar, float32 or wider. The gradient at a zero leaf is 0.
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
+    ValueError: an unknown penalty, a missing or needless target.
 
   Example:
     >>> import jax.numpy as jnp, lipjax
-    >>> float(lipjax.frobenius_penalty({"kernel": jnp.full((2, 2), 3.0)}))
+    >>> params = {"kernel": jnp.full((2, 2), 3.0)}
+    >>> float(lipjax.frobenius_penalty(params))
     18.0
+    >>> float(lipjax.frobenius_penalty(params, penalty="hinge", target=5.0))
+    0.5
   """
+  check_penalty(penalty, target)
   norms = frobenius_norms(params, layout=layout, layout_overrides=layout_overrides)
-  return _total([0.5 * jnp.square(norm) for norm in norms.values()])
+  return _total([penalty_value(penalty, norm, target) for norm in norms.values()])
 
 
 def l1_penalty(params: Any) -> jax.Array:

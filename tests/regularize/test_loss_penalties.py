@@ -141,3 +141,16 @@ def test_vectors_of_other_params_raise():
   vectors = lipjax.init_singular_vectors({"kernel": jnp.ones((6, 4))})
   with pytest.raises(ValueError, match="init_singular_vectors"):
     lipjax.spectral_penalty(PARAMS, vectors)
+
+
+def test_frobenius_hinge_is_zero_inside_and_pulls_back_outside():
+  w = PARAMS["a"]["kernel"]
+  norm = float(np.linalg.norm(np.asarray(w, np.float64)))
+  hinge = lambda w, target: lipjax.frobenius_penalty({"kernel": w}, penalty="hinge", target=target)
+  value, gradient = jax.value_and_grad(hinge)(w, norm - 1)
+  np.testing.assert_allclose(value, 0.5, rtol=1e-4)
+  np.testing.assert_allclose(gradient, np.asarray(w) / norm, atol=1e-5)
+  assert not jax.grad(hinge)(w, norm + 1).any()
+  assert not jax.grad(hinge)(jnp.zeros_like(w), 1.0).any()
+  with pytest.raises(ValueError, match="target"):
+    lipjax.frobenius_penalty({"kernel": w}, penalty="hinge")
