@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from lipjax.commands.demo import at_least
 
 
 class Budget(NamedTuple):
@@ -39,19 +40,3 @@ def budget(args: argparse.Namespace, *, full: Budget, quick: Budget) -> Budget:
   """What the options of `add_common` ask for."""
   default = quick if args.quick else full
   return Budget(args.seeds or default.seeds, args.steps or default.steps)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-  """An argparse type: an integer of at least `least`."""
-
-  def parse(text: str) -> int:
-    try:
-      value = int(text)
-    except ValueError:
-      value = least - 1
-    if value < least:
-      msg = f"{text!r} is not an integer of at least {least}"
-      raise argparse.ArgumentTypeError(msg)
-    return value
-
-  return parse

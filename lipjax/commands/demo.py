@@ -24,8 +24,8 @@ def add_parser(commands: Any) -> None:
     " accuracy, robustness and norms on test images. Half a minute on two cores.",
   )
   parser.add_argument("--quick", action="store_true", help="a smaller run, for a first look")
-  parser.add_argument("--seeds", type=_at_least(2), metavar="N", help="default 5, quick 2")
-  parser.add_argument("--steps", type=_at_least(1), metavar="N", help="default 1500, quick 100")
+  parser.add_argument("--seeds", type=at_least(2), metavar="N", help="default 5, quick 2")
+  parser.add_argument("--steps", type=at_least(1), metavar="N", help="default 1500, quick 100")
   parser.add_argument(
     "--out",
     type=Path,
@@ -119,7 +119,9 @@ def _make_directory(path: Path):
     sys.exit(f"Cannot write to --out {path}: {error.strerror or error}.")
 
 
-def _at_least(least: int):
+def at_least(least: int):
+  """An argparse type: an integer of at least `least`."""
+
   def parse(text: str) -> int:
     try:
       value = int(text)

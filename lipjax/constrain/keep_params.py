@@ -12,6 +12,7 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.constrain.leaves import (
+  LeafProjection,
   Order,
   map_leaves,
   orthogonal,
@@ -19,12 +20,17 @@ from lipjax.constrain.leaves import (
   scale_operator_norm,
 )
 from lipjax.constrain.polar import PolarMethod
-from lipjax.constrain.projections import check_order, check_polar_method, check_radius
+from lipjax.constrain.projections import (
+  check_order,
+  check_polar_method,
+  check_radius,
+  clip_weights,
+)
 from lipjax.measure.sharding import replicated_like
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.paths import float_leaves, map_float_leaves
-from lipjax.operators.resolve import Overrides, resolve_operators
+from lipjax.operators.resolve import Overrides, require_operators
 
 Leaves = Mapping[str, jax.Array]
 
@@ -54,7 +60,9 @@ def keep_params_in_frobenius_ball(
     optax.chain(optax.adam(1e-3), lipjax.keep_params_in_frobenius_ball(3.0))
 
   Guarantee: :math:`\|W\|_F \le c\,(1 + 6\epsilon)` after `optax.apply_updates`,
-  :math:`\epsilon` of the params' dtype. Updates that stay inside pass bit for bit.
+  :math:`\epsilon` of the params' dtype, where the params were inside before. From far
+  outside, the first update leaves a rounding error of up to :math:`\epsilon` times their
+  norm. Updates that stay inside pass bit for bit.
 
   Args:
     radius: :math:`c`, a positive number or a schedule of the update count.
@@ -66,8 +74,9 @@ def keep_params_in_frobenius_ball(
     An optax transformation with state `KeepParamsState`. Updates keep their dtype.
 
   Raises:
-    ValueError: a radius that is not positive; in `update`, missing params.
-    LayoutError: a leaf that the layout cannot tell.
+    ValueError: a radius that is not positive; no operator among the params; in `update`,
+      missing params.
+    LayoutError: from `init`, a leaf that the layout cannot tell.
 
   Example:
     >>> import jax.numpy as jnp, lipjax, optax
@@ -78,12 +87,8 @@ def keep_params_in_frobenius_ball(
     [[0.5, 0.5], [0.5, 0.5]]
   """
   check_radius(radius)
-  find = functools.partial(resolve_operators, layout=layout, layout_overrides=layout_overrides)
-
-  def project(params, leaves, radius):
-    return map_leaves(scale_frobenius, find(params), leaves, radius)
-
-  return masked(_keep(project, radius, find), mask)
+  name = "keep_params_in_frobenius_ball"
+  return masked(_keep(name, scale_frobenius, radius, layout, layout_overrides), mask)
 
 
 def keep_params_in_operator_norm_ball(
@@ -99,7 +104,7 @@ def keep_params_in_operator_norm_ball(
   As `keep_params_in_frobenius_ball`, with `project_operator_norm_ball`; last in a chain.
 
   Guarantee: :math:`\|A\|_p \le c\,(1 + 6\epsilon\sqrt n)` after `optax.apply_updates`, with
-  :math:`n` terms in a sum.
+  :math:`n` terms in a sum, where the params were inside before.
 
   Args:
     radius: :math:`c`, a positive number or a schedule of the update count.
@@ -113,7 +118,7 @@ def keep_params_in_operator_norm_ball(
 
   Raises:
     ValueError: an unknown order, a radius that is not positive; in `update`, missing params.
-    LayoutError: a leaf that the layout cannot tell.
+    LayoutError: from `init`, a leaf that the layout cannot tell.
 
   Example:
     >>> import jax.numpy as jnp, lipjax, optax
@@ -125,13 +130,8 @@ def keep_params_in_operator_norm_ball(
   """
   check_order(order)
   check_radius(radius)
-  find = functools.partial(resolve_operators, layout=layout, layout_overrides=layout_overrides)
-  leaf_projection = functools.partial(scale_operator_norm, order)
-
-  def project(params, leaves, radius):
-    return map_leaves(leaf_projection, find(params), leaves, radius)
-
-  return masked(_keep(project, radius, find), mask)
+  name, project = "keep_params_in_operator_norm_ball", functools.partial(scale_operator_norm, order)
+  return masked(_keep(name, project, radius, layout, layout_overrides), mask)
 
 
 def keep_params_orthogonal(
@@ -147,7 +147,8 @@ def keep_params_orthogonal(
   normalization layers: they would become signs.
 
   Guarantee: singular values within :math:`6\epsilon\sqrt r` of 1 after
-  `optax.apply_updates` (see `orthogonalize` for tiny ones).
+  `optax.apply_updates`, where the params' norms were near 1 before (see `orthogonalize`
+  for tiny ones).
 
   Args:
     method: ``"newton_schulz"`` or ``"bjorck"``.
@@ -160,7 +161,7 @@ def keep_params_orthogonal(
 
   Raises:
     ValueError: an unknown method; in `update`, missing params.
-    LayoutError: a leaf that the layout cannot tell.
+    LayoutError: from `init`, a leaf that the layout cannot tell.
 
   Example:
     >>> import jax.numpy as jnp, lipjax, optax
@@ -171,13 +172,8 @@ def keep_params_orthogonal(
     [[1.0, 0.0], [0.0, 1.0]]
   """
   check_polar_method(method)
-  find = functools.partial(resolve_operators, layout=layout, layout_overrides=layout_overrides)
-  leaf_projection = lambda operator, w, _: orthogonal(method, operator, w)
-
-  def project(params, leaves, radius):
-    return map_leaves(leaf_projection, find(params), leaves, radius)
-
-  return masked(_keep(project, 1.0, find), mask)
+  project = lambda operator, w, _: orthogonal(method, operator, w)
+  return masked(_keep("keep_params_orthogonal", project, 1.0, layout, layout_overrides), mask)
 
 
 def keep_params_in_box(
@@ -216,10 +212,9 @@ def keep_params_in_box(
 
   def project(params, leaves, limit):
     del params
-    bound = lambda w: jnp.asarray(limit, w.dtype)
-    return {path: jnp.clip(w, -bound(w), bound(w)) for path, w in leaves.items()}
+    return clip_weights(leaves, limit)
 
-  return masked(_keep(project, limit, lambda _: None), mask)
+  return masked(_last_in_chain(project, limit), mask)
 
 
 def moved(params: Any, updates: Any) -> dict[str, jax.Array]:
@@ -256,9 +251,26 @@ def updates_to(params: Any, updates: Any, candidates: Leaves, projected: Leaves)
 
 
 def _keep(
+  name: str,
+  leaf_projection: LeafProjection,
+  radius: optax.ScalarOrSchedule,
+  layout: Layout | None,
+  layout_overrides: Overrides | None,
+) -> optax.GradientTransformationExtraArgs:
+  """A transformation that projects every operator's leaf."""
+
+  def project(params, leaves, radius):
+    operators = require_operators(params, layout, layout_overrides, name)
+    return map_leaves(leaf_projection, operators, leaves, radius)
+
+  check = lambda params: require_operators(params, layout, layout_overrides, name)
+  return _last_in_chain(project, radius, check)
+
+
+def _last_in_chain(
   project: Callable[[Any, Leaves, Any], dict[str, jax.Array]],
   radius: optax.ScalarOrSchedule,
-  check: Callable[[Any], Any],
+  check: Callable[[Any], Any] = lambda params: None,
 ) -> optax.GradientTransformationExtraArgs:
   """A transformation whose ``params + updates`` is ``project(params, leaves, radius)``."""
 

@@ -21,7 +21,6 @@ from lipjax.constrain.polar import (
   unless_rounding,
 )
 from lipjax.measure.norms import frobenius_norm
-from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import result_sharded
 from lipjax.measure.triplet import SingularTriplet, clean
 from lipjax.operators.base import LinearOperator
@@ -56,7 +55,7 @@ def map_leaves(
 def scale_to(operator: LinearOperator, w: jax.Array, radius, norm: jax.Array) -> jax.Array:
   """`w` times ``radius / norm`` where the slice's `norm` exceeds the radius."""
   outside = norm > radius
-  factor = radius / nonzero(jnp.where(outside, norm, 1))
+  factor = radius / jnp.where(outside, norm, 1)
   axes = operator.stack_axes
   scaled = w.astype(compute_dtype(w.dtype)) * spread(factor, axes, w.ndim)
   return jnp.where(spread(outside, axes, w.ndim), scaled.astype(w.dtype), w)

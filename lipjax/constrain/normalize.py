@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from jax import lax
 from lipjax.measure.norms import top_triplets
 from lipjax.measure.scaling import norm_and_direction, reciprocal, usable_scale
 from lipjax.measure.sharding import replicated_result, result_sharded
+from lipjax.measure.singular_vectors import check_vectors
 from lipjax.measure.triplet import SingularTriplet, clean, differentiable_sigma
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.diagonal import Diagonal
@@ -88,7 +90,7 @@ def spectral_normalize(
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
-    ValueError: an unknown mode, a target that is not positive, paths of `vectors`,
+    ValueError: an unknown mode, a target that is not positive, vectors for other params, paths of
       `target` or `batch_variances` that are not those of the operators.
 
   Example:
@@ -112,7 +114,7 @@ def spectral_normalize(
   leaves = float_leaves(params)
   if vectors is None:
     vectors = top_triplets(operators, leaves)
-  _check_paths("vectors", vectors, operators)
+  check_vectors(operators, leaves, vectors)
   targets = _targets(target, operators)
   variances = dict(batch_variances or {})
   _check_variances(variances, operators)
@@ -170,21 +172,17 @@ def _norm(operator, w, v, scale) -> jax.Array:
 def _targets(target, operators):
   if not isinstance(target, Mapping):
     target = dict.fromkeys(operators, target)
-  _check_paths("target", target, operators)
+  if set(target) != set(operators):
+    msg = (
+      f"target has the paths {sorted(target)}, but the operators of params are"
+      f" {sorted(operators)}; give one for each."
+    )
+    raise ValueError(msg)
   for path, value in target.items():
-    if isinstance(value, (int, float)) and not value > 0:
+    if isinstance(value, numbers.Real) and not float(value) > 0:
       msg = f"target of {path!r} is {value}; expected a positive number."
       raise ValueError(msg)
   return target
-
-
-def _check_paths(name, given, operators):
-  if set(given) != set(operators):
-    msg = (
-      f"{name} has the paths {sorted(given)}, but the operators of params are"
-      f" {sorted(operators)}; give one for each, with the same layout and overrides."
-    )
-    raise ValueError(msg)
 
 
 def _check_variances(variances, operators):

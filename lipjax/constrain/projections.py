@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from typing import Any, Literal, get_args
 
 import jax
@@ -264,7 +265,7 @@ def clip_weights(params: Any, limit: float | jax.Array) -> Any:
 
 def check_radius(radius: Any, name: str = "radius") -> None:
   """Raises unless a radius that is a number is positive."""
-  if isinstance(radius, (int, float)) and not radius > 0:
+  if isinstance(radius, numbers.Real) and not float(radius) > 0:
     msg = f"{name} is {radius}; expected a positive number."
     raise ValueError(msg)
 

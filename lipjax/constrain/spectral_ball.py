@@ -19,7 +19,7 @@ from lipjax.constrain.projections import (
 )
 from lipjax.measure.groups import unstack_triplets
 from lipjax.measure.sharding import replicated_like
-from lipjax.measure.tracking import advance, group_params, init_tracked
+from lipjax.measure.tracking import advance, check_count, group_params, init_tracked
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.resolve import Overrides
@@ -57,9 +57,11 @@ def keep_params_in_spectral_ball(
 
   Guarantee: ``clip_svd`` and ``clip_sign`` hold :math:`\sigma_1 \le
   c\,(1 + 6\epsilon\sqrt r)` after `optax.apply_updates`, with :math:`r` the smaller
-  dimension and :math:`\epsilon` of the params' dtype. ``scale`` and ``clip_top`` know the
-  norm from `n_steps` of warm-started power iteration an update: an estimate from below, so
-  that the norm can exceed the radius by as much as it lags (most in the first updates).
+  dimension and :math:`\epsilon` of the params' dtype, where the params were inside before
+  (from far outside, the first update is off by up to :math:`\epsilon` times their norm).
+  ``scale`` and ``clip_top`` know the norm from `n_steps` of warm-started power iteration an
+  update: an estimate from below, so that the norm can exceed the radius by as much as it
+  lags (most in the first updates).
   ``clip_top`` moves one singular value an update. Updates that stay inside pass bit for bit.
 
   Args:
@@ -93,9 +95,7 @@ def keep_params_in_spectral_ball(
   """
   check_spectral_method(method)
   check_radius(radius)
-  if isinstance(n_steps, (int, float)) and (n_steps < 1 or n_steps != int(n_steps)):
-    msg = f"n_steps is {n_steps}; expected an integer of at least 1."
-    raise ValueError(msg)
+  check_count("n_steps", n_steps)
   name = "keep_params_in_spectral_ball"
 
   def init(params):

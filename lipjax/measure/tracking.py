@@ -15,7 +15,7 @@ from lipjax.measure.singular_vectors import init_singular_vectors, iterate_group
 from lipjax.measure.triplet import SingularTriplet
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
-from lipjax.operators.resolve import Overrides, resolve_operators
+from lipjax.operators.resolve import Overrides, require_operators
 
 
 class TrackedNorms(NamedTuple):
@@ -40,14 +40,8 @@ def group_params(
   params: Any, layout: Layout | None, layout_overrides: Overrides | None, caller: str
 ) -> tuple[list[Group], dict[str, Any]]:
   """The groups of a params tree and its leaves by path; no operator at all raises."""
-  operators = resolve_operators(params, layout, layout_overrides)
+  operators = require_operators(params, layout, layout_overrides, caller)
   leaves = float_leaves(params)
-  if leaves and not operators:
-    msg = (
-      f"{caller} found no operator among the leaves {sorted(leaves)}; give a"
-      " layout that knows them, or take the transformation out of the chain."
-    )
-    raise ValueError(msg)
   return group_leaves(operators, leaves), leaves
 
 
@@ -84,6 +78,13 @@ def advance(
   stacked = iterate_groups(groups, leaves, stacked, n_steps)
   sigma, u, v = pack(groups, stacked)
   return stacked, TrackedNorms(sigma, u, v, tracked.paths)
+
+
+def check_count(name: str, value: Any) -> None:
+  """Raises unless a number of steps or updates that is known is an integer of at least 1."""
+  if isinstance(value, (int, float)) and (value < 1 or value != int(value)):
+    msg = f"{name} is {value}; expected an integer of at least 1."
+    raise ValueError(msg)
 
 
 def read_spectral_norms(opt_state: Any) -> dict[str, jax.Array]:

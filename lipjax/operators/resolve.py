@@ -47,6 +47,26 @@ def resolve_operators(
   return {path: op for path, op in decided.items() if op is not None}
 
 
+def require_operators(
+  params: Any, layout: Layout | None, layout_overrides: Overrides | None, caller: str
+) -> dict[str, LinearOperator]:
+  """`resolve_operators`, for a transformation that would do nothing without an operator.
+
+  Raises:
+    LayoutError: as `resolve_operators`.
+    ValueError: params has leaves, and none of them is an operator.
+  """
+  operators = resolve_operators(params, layout, layout_overrides)
+  leaves = float_leaves(params)
+  if leaves and not operators:
+    msg = (
+      f"{caller} found no operator among the leaves {sorted(leaves)}; give a"
+      " layout that knows them, or take the transformation out of the chain."
+    )
+    raise ValueError(msg)
+  return operators
+
+
 def decide(
   leaves: dict[str, Any], layout: Layout | None, layout_overrides: Overrides | None
 ) -> tuple[dict[str, LinearOperator | None], dict[str, Exception | str]]:

@@ -10,7 +10,13 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.measure.sharding import replicated_like, result_sharded
-from lipjax.measure.tracking import TrackedNorms, advance, group_params, init_tracked
+from lipjax.measure.tracking import (
+  TrackedNorms,
+  advance,
+  check_count,
+  group_params,
+  init_tracked,
+)
 from lipjax.measure.triplet import clean
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
@@ -120,8 +126,8 @@ def add_spectral_decay(
     Hutter (2019), arXiv:1711.05101 (decoupling).
   """
   check_penalty(penalty, target)
-  _check_positive("n_steps", n_steps)
-  _check_positive("every", every)
+  check_count("n_steps", n_steps)
+  check_count("every", every)
 
   def find(params):
     return group_params(params, layout, layout_overrides, "add_spectral_decay")
@@ -178,9 +184,3 @@ def _add_to_updates(updates, groups, stacked, strength, penalty, target):
     return result_sharded(add, g, jax.typeof(g).sharding.spec)(g, v, u)
 
   return map_float_leaves(visit, updates)
-
-
-def _check_positive(name, value):
-  if isinstance(value, (int, float)) and (value < 1 or value != int(value)):
-    msg = f"{name} is {value}; expected an integer of at least 1."
-    raise ValueError(msg)

@@ -116,7 +116,7 @@ def test_every_operator_and_every_slice_for_itself(name, method):
   before = operator_matrices(operator, w)
   radius = float(np.median(top_sigma(before)) * 0.9)
   after = operator_matrices(operator, project(w, radius, operator, method=method))
-  assert np.all(top_sigma(after) <= radius * (1 + 1e-5))
+  assert np.all(top_sigma(after) <= radius * (1 + margin(before)))
   if method != "scale":
     u, s, vt = np.linalg.svd(before, full_matrices=False)
     np.testing.assert_allclose(after, (u * np.minimum(s, radius)[..., None, :]) @ vt, atol=1e-5)
@@ -189,7 +189,7 @@ def test_orthogonalize_gives_the_polar_factor(name, method):
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 3.56, 10.0, 1e30])
 def test_orthogonalize_never_leaves_the_range_of_its_polynomial(method, scale):
   # PEERS/METHODS: an odd polynomial explodes above its range (3.56 for one); here at no scale.
-  w = scale * jnp.asarray(with_spectrum(0, 40, 24, np.geomspace(1, 1e-4, 24)), FLOAT)
+  w = scale * jnp.asarray(with_spectrum(0, 40, 24, np.geomspace(1, 10 * EPS, 24)), FLOAT)
   after = lipjax.orthogonalize({"kernel": w}, method=method)["kernel"]
   values = np.linalg.svd(np.asarray(after, np.float64), compute_uv=False)
   np.testing.assert_allclose(values, 1, atol=4 * EPS * np.sqrt(24))

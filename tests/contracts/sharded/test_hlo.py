@@ -36,9 +36,11 @@ PLACES = {
 #: Enough for a transformation whose products with vectors are those of another case.
 FEW = ("columns", "both", "stack_rows")
 ROWS_OF_TESTS = [
-  pytest.param(case, place, id=f"{case.name}-{place}")
+  pytest.param(
+    case, place, id=f"{case.name}-{place}", marks=pytest.mark.slow if case.variant else ()
+  )
   for case in CASES
-  if not (case.variant or case.gathers)
+  if not case.gathers
   for place in (PLACES if case.name in ("spectral", "ball_scale") else FEW)
 ]
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter",
