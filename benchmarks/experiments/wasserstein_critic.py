@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 DIMENSION = 8
-WIDTHS = (DIMENSION, 64, 64, 1)
+WIDTHS = (DIMENSION, 128, 128, 1)
 DISTANCE = 1.0  # W₁ of the two spheres; f(x) = ‖x‖ attains it.
 
 Activation = Callable[[jax.Array], jax.Array]

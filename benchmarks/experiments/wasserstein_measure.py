@@ -53,9 +53,9 @@ class Result(NamedTuple):
 
 
 def measure(method: Method, critics: Critic, n_points: int = N_POINTS) -> Result:
-  """Measures trained critics, the vectors of normalized ones frozen."""
-  weigh = functools.partial(weights_of, method)
-  weights = jax.jit(jax.vmap(weigh))(critics.params, critics.vectors)
+  """Measures trained critics, the norms of normalized ones measured anew after training."""
+  weigh = lambda params: weights_of(method, params, vectors=None)
+  weights = jax.jit(jax.vmap(weigh))(critics.params)
   values = map(np.asarray, _sampled(method.activation, n_points, weights))
   return Result(*values, exact_norms(weights))
 
