@@ -2,6 +2,7 @@
 
 # Operators
 from lipjax.operators.base import LinearOperator as LinearOperator
+from lipjax.operators.convolution import Convolution as Convolution
 from lipjax.operators.dense import Dense as Dense
 from lipjax.operators.dense import ReshapedKernel as ReshapedKernel
 from lipjax.operators.diagonal import Diagonal as Diagonal
