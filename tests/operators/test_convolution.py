@@ -1,4 +1,4 @@
-"""Convolution against Flax's, Equinox's and Haiku's own layers, and against what it says it reads."""
+"""Convolution against the layers of Flax, Equinox and Haiku, and against what it says it reads."""
 
 import itertools
 
@@ -15,21 +15,21 @@ import lipjax
 from lipjax import Convolution
 
 KINDS = {
-  "plain": dict(),
-  "valid": dict(padding="VALID"),
-  "strided": dict(strides=2),
-  "strided_valid": dict(strides=(3, 2), padding="VALID"),
-  "same_lower": dict(strides=2, padding="SAME_LOWER"),
-  "circular": dict(padding="CIRCULAR"),
-  "circular_strided": dict(padding="CIRCULAR", strides=2),
-  "reflect": dict(padding="REFLECT"),
-  "dilated": dict(kernel_dilation=2),
-  "dilated_circular": dict(kernel_dilation=(1, 2), padding="CIRCULAR"),
-  "asymmetric": dict(padding=((0, 2), (3, 1))),
-  "integer": dict(padding=2),
-  "input_dilation": dict(input_dilation=2, padding=((1, 2), (0, 1))),
-  "both_dilations": dict(input_dilation=2, kernel_dilation=2, strides=2, padding=3),
-  "groups": dict(feature_group_count=2),
+  "plain": {},
+  "valid": {"padding": "VALID"},
+  "strided": {"strides": 2},
+  "strided_valid": {"strides": (3, 2), "padding": "VALID"},
+  "same_lower": {"strides": 2, "padding": "SAME_LOWER"},
+  "circular": {"padding": "CIRCULAR"},
+  "circular_strided": {"padding": "CIRCULAR", "strides": 2},
+  "reflect": {"padding": "REFLECT"},
+  "dilated": {"kernel_dilation": 2},
+  "dilated_circular": {"kernel_dilation": (1, 2), "padding": "CIRCULAR"},
+  "asymmetric": {"padding": ((0, 2), (3, 1))},
+  "integer": {"padding": 2},
+  "input_dilation": {"input_dilation": 2, "padding": ((1, 2), (0, 1))},
+  "both_dilations": {"input_dilation": 2, "kernel_dilation": 2, "strides": 2, "padding": 3},
+  "groups": {"feature_group_count": 2},
 }
 KERNELS = [(3, 3), (2, 4), (1, 3), (5, 1)]
 
@@ -53,7 +53,7 @@ def test_apply_is_flax_conv(kind, kernel_size):
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)], ids=str)
 def test_transposed_is_flax_conv_transpose(kernel_size, transpose_kernel, padding, strides):
   padding = ((1, 2), (2, 0)) if padding == "pairs" else padding
-  options = dict(strides=strides, padding=padding, transpose_kernel=transpose_kernel)
+  options = {"strides": strides, "padding": padding, "transpose_kernel": transpose_kernel}
   layer = nn.ConvTranspose(3, kernel_size, use_bias=False, **options)
   x, w = normal(0, (4, 5, 2)), normal(1, (*kernel_size, *((3, 2) if transpose_kernel else (2, 3))))
   operator = Convolution.transposed((4, 5), kernel_size, **options)
