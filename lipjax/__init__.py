@@ -14,6 +14,9 @@ from lipjax.operators.resolve import LayoutError as LayoutError
 from lipjax.operators.describe import describe as describe
 
 # Measure
+from lipjax.measure.bounds import BoundMethod as BoundMethod
+from lipjax.measure.bounds import Bounds as Bounds
+from lipjax.measure.bounds import spectral_norm_bounds as spectral_norm_bounds
 from lipjax.measure.norms import frobenius_norms as frobenius_norms
 from lipjax.measure.norms import spectral_norms as spectral_norms
 from lipjax.measure.operator_norm import operator_norm as operator_norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -105,7 +105,9 @@ def top_triplets(
     if method == "svd" and not isinstance(group.operator, Dense | Diagonal):
       msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
       raise ValueError(msg)
-    found |= _measure_group(group, weights, method, tol, key)
+    weights = [lax.stop_gradient(w) for w in weights]
+    run = functools.partial(_measure, method=method, tol=tol, key=key)
+    found |= measure_group(run, group, weights)
   return dict(sorted(found.items()))
 
 
@@ -161,23 +163,26 @@ def frobenius_norm(operator: LinearOperator, w: jax.Array) -> jax.Array:
   return replicated_result(norm, w)(w)
 
 
-def _measure_group(group: Group, weights, method, tol, key) -> dict[str, SingularTriplet]:
-  """Triplets of a group's leaves: in one call when they stack, else one by one."""
-  weights = [lax.stop_gradient(w) for w in weights]
+def measure_group(
+  run: Callable[[Group, list[jax.Array]], Any], group: Group, weights: list[jax.Array]
+) -> dict[str, Any]:
+  """``{path: run's result}`` of a group's leaves: in one call when they stack, else one by one.
+
+  `run` returns results stacked on axis 0.
+  """
   if group.stacks:
-    return unstack_triplets(group, _measure(group, weights, method, tol, key))
+    return unstack_triplets(group, run(group, weights))
   found = {}
   for path, w in zip(group.paths, weights, strict=True):
     # The group's name stays out of the static arguments, so that equal leaves
     # share one compilation.
-    single = group._replace(paths=("",))
-    triplet = _measure(single, [w], method, tol, key)
-    found[path] = jax.tree.map(lambda x: x[0], triplet)
+    result = run(group._replace(paths=("",)), [w])
+    found[path] = jax.tree.map(lambda x: x[0], result)
   return found
 
 
 @functools.partial(jax.jit, static_argnames=("group", "method", "tol"))
-def _measure(group: Group, weights, method: Method, tol: float | None, key):
+def _measure(group: Group, weights, *, method: Method, tol: float | None, key):
   """Stacked triplets of the leaves of a group."""
   operator = group.operator
 
@@ -198,27 +203,30 @@ def _measure_leaf(operator, w, method, tol, key) -> SingularTriplet:
   if method == "power_iteration":
     tol = 8 * float(jnp.finfo(triplet_dtype(w)).eps) if tol is None else tol
     return power_iteration(operator, w, tol=tol, key=key)
-  inner = _svd_slice if method == "svd" else functools.partial(_lanczos_slice, tol=tol, key=key)
-  measure = functools.partial(inner, operator.slice_operator())
+  inner = _svd_slice if method == "svd" else functools.partial(lanczos_slice, tol=tol, key=key)
+  return over_slices(inner, operator, w)
+
+
+def over_slices(fn: Callable[[LinearOperator, jax.Array], Any], operator: LinearOperator, w: Any):
+  """``fn(operator of a slice, slice)`` of every slice of a leaf, batch axes first."""
+  measure = functools.partial(fn, operator.slice_operator())
   # Innermost axis first: vmap removes axes one at a time.
   for axis in sorted(operator.stack_axes):
     measure = jax.vmap(measure, in_axes=axis)
-  return _in_listed_order(operator, measure(w))
-
-
-def _in_listed_order(operator, triplet):
-  """Batch axes from the leaf's order into the order in which they are listed."""
+  # From the leaf's order into the order in which the axes are listed.
   n = len(operator.stack_axes)
   outer_first = sorted(operator.stack_axes, reverse=True)
   order = [outer_first.index(axis) for axis in operator.stack_axes]
-  return jax.tree.map(lambda x: x.transpose((*order, *range(n, x.ndim))), triplet)
+  return jax.tree.map(lambda x: x.transpose((*order, *range(n, x.ndim))), measure(w))
 
 
-def _lanczos_slice(operator, w, *, tol, key) -> SingularTriplet:
+def lanczos_slice(
+  operator: LinearOperator, w: jax.Array, *, tol: float | None, key: jax.Array
+) -> SingularTriplet:
   """Lanczos on flat vectors; empty operators have norm 0."""
   dtype = triplet_dtype(w)
   in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
-  if 0 in w.shape:
+  if 0 in (*in_shape, *out_shape, *w.shape):
     return _empty(dtype, in_shape, out_shape)
   tol = 8 * float(jnp.finfo(dtype).eps) if tol is None else tol
   start = random_unit(key, "lanczos", in_shape, 0, dtype).ravel()

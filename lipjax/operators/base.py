@@ -57,6 +57,14 @@ class LinearOperator(abc.ABC):
     r"""The gradient in `w` of :math:`\langle y, B(w, x)\rangle`, in the leaf's shape."""
 
   @abc.abstractmethod
+  def terms(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    """How long the sums of `apply` are: ``(features, products)``.
+
+    An output is a sum of at most `features` times `products` terms, of which at most
+    `products` have inputs with the same index, of a slice's flat input, modulo `features`.
+    """
+
+  @abc.abstractmethod
   def slice_operator(self) -> LinearOperator:
     """The operator of one slice, with every batch axis taken away."""
 

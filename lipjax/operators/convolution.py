@@ -249,6 +249,9 @@ class Convolution(LinearOperator):
       gradient = jax.vmap(gradient, in_axes=place, out_axes=axis)
     return gradient(x, y)
 
+  def terms(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[self.in_axis], math.prod(shape[axis] for axis in self.spatial_axes)
+
   def slice_operator(self) -> Convolution:
     left = [axis for axis in range(self._rank) if axis not in self.batch_axes]
     return dataclasses.replace(

@@ -99,6 +99,9 @@ class Dense(LinearOperator):
       ndim=len(shape),
     )
 
+  def terms(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    return math.prod(shape[axis] for axis in self.in_axes), 1
+
   def slice_operator(self) -> Dense:
     left = sorted({*self.in_axes, *self.out_axes})
     rank = {axis: i for i, axis in enumerate(left)}

@@ -72,6 +72,10 @@ class Diagonal(LinearOperator):
     del shape
     return x * y
 
+  def terms(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    del shape
+    return 1, 1
+
   def slice_operator(self) -> Diagonal:
     return Diagonal()
 

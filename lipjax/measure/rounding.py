@@ -1,0 +1,102 @@
+r"""Bounds of rounding errors, for results that must hold with rounding included.
+
+Everything here rests on the standard model: a sum of products of :math:`n` terms, in any
+order and with or without fused multiply-adds, is off by at most :math:`\gamma_n` times the
+same sum of magnitudes, :math:`\gamma_n = nu/(1-nu)` with :math:`u` the unit roundoff
+(Higham 2002, section 3.1). IEEE arithmetic keeps it, on CPUs and GPUs, at
+``precision="highest"``; algorithms of Strassen's kind would not, and XLA has none.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def unit_roundoff(dtype) -> float:
+  """Half of eps: what one rounding costs, relatively."""
+  return float(jnp.finfo(dtype).eps) / 2
+
+
+def gamma(n: int, dtype) -> float:
+  r""":math:`\gamma_n`, the relative error of a sum of `n` products."""
+  nu = n * unit_roundoff(dtype)
+  return nu / (1 - nu) if nu < 0.5 else math.inf
+
+
+def up(x: jax.Array, n_operations: int = 8) -> jax.Array:
+  """`x` ≥ 0 made larger by what so many roundings of it can have taken away."""
+  # Four times what is needed, so that the product's own rounding is in it too.
+  return x * (1 + 4 * n_operations * unit_roundoff(x.dtype))
+
+
+def down(x: jax.Array, n_operations: int = 8) -> jax.Array:
+  """`x` ≥ 0 made smaller by what so many roundings of it can have added."""
+  return x * (1 - 4 * n_operations * unit_roundoff(x.dtype))
+
+
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """``a + b`` rounded, and what rounding took away, exactly (Knuth 1969, section 4.2.2)."""
+  total = a + b
+  of_b = total - a
+  return total, (a - (total - of_b)) + (b - of_b)
+
+
+def pairwise_sum(x: jax.Array, axis: int) -> jax.Array:
+  """The sum over an axis in `pairwise_terms` roundings: halves are added to halves."""
+  x = jnp.moveaxis(x, axis, -1)
+  while x.shape[-1] > 1:
+    half = -(-x.shape[-1] // 2)
+    rest = jnp.pad(x[..., half:], [(0, 0)] * (x.ndim - 1) + [(0, 2 * half - x.shape[-1])])
+    x = x[..., :half] + rest
+  return x[..., 0]
+
+
+def pairwise_terms(n: int) -> int:
+  """Roundings of `pairwise_sum` over `n` numbers."""
+  return max(n - 1, 0).bit_length()
+
+
+def transpose_product(a: jax.Array, b: jax.Array, chunk: int) -> jax.Array:
+  r""":math:`A^T B` of shapes ``(…, k, m)`` and ``(…, k, n)``, summed in chunks of `chunk`.
+
+  The chunks' results are added with their rounding errors kept, so that the error is at
+  most `product_error` times :math:`|A|^T|B|`, however large k is.
+  """
+  dot = functools.partial(jnp.einsum, "...km,...kn->...mn", precision=lax.Precision.HIGHEST)
+  k = a.shape[-2]
+  if k <= chunk:
+    return dot(a, b)
+  n_chunks = -(-k // chunk)
+  a, b = (_chunks(x, n_chunks, chunk) for x in (a, b))
+
+  def add(carry, pair):
+    total, lost = carry
+    total, more = two_sum(total, dot(*pair))
+    return (total, lost + more), None
+
+  zero = jnp.zeros(jnp.broadcast_shapes(a.shape[1:-2], b.shape[1:-2]) + (a.shape[-1], b.shape[-1]))
+  zero = zero.astype(a.dtype)
+  (total, lost), _ = lax.scan(add, (zero, zero), (a, b))
+  return total + lost
+
+
+def product_error(k: int, chunk: int, dtype) -> float:
+  """Relative error of `transpose_product` over k terms, see there."""
+  if k <= chunk:
+    return gamma(k, dtype)
+  # A chunk's own error, the last addition, and the second-order error of the kept ones.
+  n_chunks = -(-k // chunk)
+  return gamma(chunk + 2, dtype) + gamma(n_chunks, dtype) ** 2
+
+
+def _chunks(x: jax.Array, n_chunks: int, chunk: int) -> jax.Array:
+  """``(…, k, n)`` as ``(n_chunks, …, chunk, n)``, the last one filled with zeros."""
+  missing = n_chunks * chunk - x.shape[-2]
+  x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)])
+  x = x.reshape((*x.shape[:-2], n_chunks, chunk, x.shape[-1]))
+  return jnp.moveaxis(x, -3, 0)
