@@ -178,6 +178,7 @@ def _upper_bounds(operator: LinearOperator, w: jax.Array) -> dict[str, jax.Array
 def _lower_bound(operator: LinearOperator, w: jax.Array, key: jax.Array) -> jax.Array:
   """The norm at the vector that Lanczos finds, with the derivative of a singular value."""
   fixed = lax.stop_gradient(w)
-  found = lanczos_slice(operator, fixed, tol=None, key=key)
+  tol = 100 * float(jnp.finfo(w.dtype).eps)
+  found = lanczos_slice(operator, fixed, tol=tol, key=key)
   found = found._replace(sigma=norm_at(operator, fixed, found.v))
   return differentiable_sigma(operator, w, clean(found, 0)).sigma

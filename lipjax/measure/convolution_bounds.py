@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.measure.gram import gram_upper_bound
+from lipjax.measure.gram import gram_upper_bound, n_gram_steps
 from lipjax.measure.rounding import gamma, pairwise_sum, pairwise_terms, up
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
@@ -28,6 +28,10 @@ MATRIX_UP_TO = 512
 MATRIX_ENTRIES = 2**21
 #: Relative tolerance of the Schatten norm of a symbol.
 SYMBOL_TOLERANCE = 2e-3
+#: Steps of Gram iteration that tell alternatives apart, and most angles from the largest.
+ROUGH_STEPS, FIRST_STEPS = 1, 5
+#: The share of the angles that is looked at with all steps at first, and the least number.
+TOP_SHARE, TOP_LEAST = 16, 2
 #: Entries of the symbols that are held at once.
 SYMBOLS_AT_ONCE = 2**21
 
@@ -69,36 +73,58 @@ def _symbol_bound(shape: tuple[tuple[Window, ...], int], kernel: jax.Array) -> j
 @_symbol_bound.defjvp
 def _(shape, primals, tangents):
   """The derivative is that of the one symbol that the bound comes from."""
-  bound, (alternative, angle, group) = _largest_symbol(shape, *primals)
+  bound, phases, group = _largest_symbol(shape, *primals)
   plan = symbols(shape[0])
-  phases = jnp.asarray(plan.phases, bound.dtype)[alternative, angle]
 
   def of_one(kernel):
     real, imaginary = evaluate(block_kernel(plan, kernel, shape[1])[group][None], phases)
-    return plan.factor * gram_upper_bound(real[0], imaginary[0], SYMBOL_TOLERANCE)
+    return plan.factor * gram_upper_bound(real[0], imaginary[0], n_steps=_all_steps(real))
 
   return bound, jax.jvp(of_one, primals, tangents)[1]
 
 
 def _largest_symbol(shape, kernel):
-  """The bound, and which alternative, angle and group it comes from."""
+  """The bound, and the phases and the group of the symbol it comes from.
+
+  Most angles are told from the largest by a few steps of Gram iteration; only where they
+  are not, as when all symbols have one norm, do all get all steps.
+  """
   windows, groups = shape
   plan = symbols(windows)
   block = block_kernel(plan, kernel, groups)
+  norms = functools.partial(_norms, block)
   phases = jnp.asarray(plan.phases, block.dtype)
-  at_once = max(SYMBOLS_AT_ONCE // math.prod((groups, *block.shape[2:])), 1)
+  if len(phases) > 1:
+    rough = norms(phases.reshape((-1, phases.shape[-1])), ROUGH_STEPS)
+    alternative = jnp.argmin(jnp.max(rough.reshape((len(phases), -1)), axis=1))
+  else:
+    alternative = 0
+  phases, n_angles, all_steps = phases[alternative], phases.shape[1], _all_steps(block)
+  n_top = min(max(n_angles // TOP_SHARE, TOP_LEAST), n_angles)
+  if n_top == n_angles or all_steps <= FIRST_STEPS:
+    found = norms(phases, all_steps)
+  else:
+    first = norms(phases, FIRST_STEPS)
+    _, top = lax.top_k(jnp.max(first, axis=1), n_top)
+    found = first.at[top].set(norms(phases[top], all_steps))
+    largest_is_known = jnp.max(found) <= jnp.max(found[top])
+    found = lax.cond(largest_is_known, lambda: found, lambda: norms(phases, all_steps))
+  angle, group = jnp.divmod(jnp.argmax(found.ravel()), groups)
+  sigma = up(jnp.max(found) + _symbol_error(plan, block))
+  return up(sigma * plan.factor), phases[angle], group
 
-  def norm(phases):
-    return gram_upper_bound(*evaluate(block, phases), SYMBOL_TOLERANCE)
 
-  flat = phases.reshape((-1, phases.shape[-1]))
-  norms = lax.map(norm, flat, batch_size=min(at_once, len(flat)))
-  norms = norms.reshape((*phases.shape[:2], groups))
-  largest = jnp.max(norms, axis=(1, 2))
-  best = jnp.argmin(largest)
-  angle, group = jnp.divmod(jnp.argmax(norms[best].ravel()), groups)
-  sigma = up(largest[best] + _symbol_error(plan, block))
-  return up(sigma * plan.factor), (best, angle, group)
+def _all_steps(block: jax.Array) -> int:
+  return n_gram_steps(min(block.shape[-2:]), SYMBOL_TOLERANCE)
+
+
+def _norms(block: jax.Array, phases: jax.Array, n_steps: int) -> jax.Array:
+  """Upper bounds of the symbols' norms, shape (angles, groups)."""
+  at_once = max(SYMBOLS_AT_ONCE // math.prod((len(block), *block.shape[2:])), 1)
+  norm = lambda phases: gram_upper_bound(*evaluate(block, phases), n_steps=n_steps)
+  if at_once >= len(phases):
+    return norm(phases)
+  return lax.map(norm, phases, batch_size=at_once)
 
 
 def _symbol_error(plan: Symbols, block: jax.Array) -> jax.Array:

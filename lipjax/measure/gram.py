@@ -21,10 +21,13 @@ from lipjax.measure.scaling import nonzero
 
 #: By how much the Schatten norm that is computed may exceed the spectral norm.
 TOLERANCE = 2e-4
+#: Terms that are summed in one go: in the first product, in the later ones, whose rounding
+#: counts less, and in those of complex matrices, of which there are many.
+FIRST_CHUNK, CHUNK, COMPLEX_CHUNK = 16, 64, 128
 
 
 def gram_upper_bound(
-  matrix: jax.Array, imaginary: jax.Array | None = None, tolerance: float = TOLERANCE
+  matrix: jax.Array, imaginary: jax.Array | None = None, *, n_steps: int | None = None
 ) -> jax.Array:
   r"""An upper bound of the spectral norm of each matrix, rounding included.
 
@@ -32,8 +35,8 @@ def gram_upper_bound(
   :math:`M_t = M_{t-1}^* M_{t-1}/f_t`, any :math:`f_t`, the norm obeys
   :math:`\sigma_1(M_{t-1})^2 = f_t\,\sigma_1(M_t)` and ends at
   :math:`\sigma_1(M_N) \le \|M_N\|_F`. In exact arithmetic that makes the Schatten norm of
-  order :math:`2^{N+1}`, at most :math:`r^{2^{-N-1}} \le 1 + tolerance` times
-  :math:`\sigma_1` for the smaller dimension r.
+  order :math:`2^{N+1}`, at most :math:`r^{2^{-N-1}}` times :math:`\sigma_1` for the smaller
+  dimension r.
 
   **Rounding.** The computed product is :math:`M^*M + E` with
   :math:`|E| \le \gamma\,|M|^T|M|`, so :math:`\|E\|_2 \le
@@ -46,7 +49,7 @@ def gram_upper_bound(
   Args:
     matrix: shape ``(…, m, n)``, float32 or wider, finite; the real part of complex ones.
     imaginary: the imaginary part; real matrices when None.
-    tolerance: relative, of the Schatten norm; each halving costs one product.
+    n_steps: N; as many as bring the Schatten norm within 2e-4 of :math:`\sigma_1` when None.
 
   Returns:
     Shape ``(…,)``; 0 for a zero matrix. Differentiable where it is real: the derivative is
@@ -55,14 +58,20 @@ def gram_upper_bound(
   parts = (matrix,) if imaginary is None else (matrix, imaginary)
   if matrix.shape[-2] < matrix.shape[-1]:
     parts = tuple(jnp.swapaxes(part, -2, -1) for part in parts)
-  return _bound(n_gram_steps(parts[0].shape[-1], tolerance), parts)
+  if n_steps is None:
+    n_steps = n_gram_steps(parts[0].shape[-1], TOLERANCE)
+  return _bound(n_steps, parts)
 
 
-def n_gram_steps(rank: int, tolerance: float = TOLERANCE) -> int:
+def n_gram_steps(rank: int, tolerance: float) -> int:
   """Steps after which the Schatten norm is within `tolerance` of the spectral norm."""
   if rank <= 1:
     return 0
   return max(1, math.ceil(math.log2(math.log(rank) / math.log1p(tolerance))) - 1)
+
+
+#: At least the square of a Frobenius norm that is 1 but for rounding.
+_ONE = 1.05
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -74,8 +83,7 @@ def _bound(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
   parts = _divided(parts, norm)
   scale, factors, errors = up(largest * norm), [], []
   for step in range(n_steps):
-    # What rounding costs in a step is halved by every later square root.
-    chunk = 16 if step == 0 else 64
+    chunk = COMPLEX_CHUNK if len(parts) > 1 else CHUNK if step else FIRST_CHUNK
     errors.append(_product_error(parts, chunk))
     parts = _gram(parts, chunk)
     factors.append(_frobenius(parts))
@@ -119,23 +127,27 @@ def _gram(parts: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
   """
   if len(parts) == 1:
     return (transpose_product(parts[0], parts[0], chunk),)
-  both = jnp.concatenate(parts, axis=-2)
+  real = sum(transpose_product(part, part, chunk) for part in parts)
   cross = transpose_product(*parts, chunk)
-  return transpose_product(both, both, chunk), cross - jnp.swapaxes(cross, -2, -1)
+  return real, cross - jnp.swapaxes(cross, -2, -1)
 
 
 def _product_error(parts: tuple[jax.Array, ...], chunk: int) -> jax.Array:
-  """Norm of what rounding can add to `_gram`."""
-  magnitude = sum(map(jnp.abs, parts))
-  *_, m, n = magnitude.shape
-  columns = jnp.max(jnp.sum(magnitude, axis=-2), axis=-1)
-  rows = jnp.max(jnp.sum(magnitude, axis=-1), axis=-1)
-  square = jnp.sum(jnp.sum(jnp.square(magnitude), axis=-1), axis=-1)
-  norm = up(jnp.minimum(columns * rows, square), m + n)[..., None, None]
-  terms = m * len(parts)
-  relative = product_error(terms, chunk, norm.dtype) + unit_roundoff(norm.dtype)
+  """Norm of what rounding can add to `_gram` of parts with a Frobenius norm of 1."""
+  *_, m, n = parts[0].shape
+  dtype = parts[0].dtype
+  if len(parts) == 1:
+    magnitude = jnp.abs(parts[0])
+    columns = jnp.max(jnp.sum(magnitude, axis=-2), axis=-1)
+    rows = jnp.max(jnp.sum(magnitude, axis=-1), axis=-1)
+    norm = jnp.minimum(up(columns * rows, m + n)[..., None, None], _ONE)
+    relative = product_error(m, chunk, dtype)
+  else:
+    # |E| is at most γ(|A| + |B|)ᵀ(|A| + |B|), of Frobenius norm at most 2γ.
+    norm = jnp.full((1, 1), 2 * _ONE, dtype)
+    relative = product_error(m, chunk, dtype) + 2 * unit_roundoff(dtype)
   # The products of tiny numbers that became 0 come on top.
-  return relative * norm + terms * n * float(jnp.finfo(norm.dtype).tiny)
+  return relative * norm + 2 * m * n * float(jnp.finfo(dtype).tiny)
 
 
 def _divided(parts: tuple[jax.Array, ...], scale: jax.Array) -> tuple[jax.Array, ...]:

@@ -159,7 +159,9 @@ def _phases(window: Window, stride: int) -> tuple[np.ndarray, np.ndarray, int]:
   outputs = window.outputs if stride == window.stride else window.circle
   blocks_of = lambda n, phase, of: max(-(-(n - phase) // of), 0)
   found, shortest = {}, 1
-  for a, t in itertools.product(range(n_out_phases), range(window.taps)):
+  # A tap that never meets an entry would only make the symbols larger.
+  met = (window.reads() >= 0).any(axis=0)
+  for a, t in itertools.product(range(n_out_phases), np.flatnonzero(met)):
     place = a * stride + t * window.kernel_dilation - window.low
     if place % window.input_dilation:
       continue
