@@ -1,4 +1,4 @@
-"""``python -m benchmarks.speed update|norms|spectral-norm …``: runs one benchmark, writes JSON."""
+"""``python -m benchmarks.speed BENCHMARK …``: runs one benchmark, writes JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import norms, spectral_norm, update
+from benchmarks.speed import convolutions, norms, spectral_norm, update
 from benchmarks.speed.timing import environment
 from benchmarks.speed.trees import SHAPES
 
@@ -22,20 +22,33 @@ def main() -> None:
     sub = what.add_parser(name)
     sub.add_argument("sizes", nargs="+", choices=choices, type=kind)
     sub.add_argument("--blocks", type=int, help="samples of each case")
+  convolutions.add_arguments(what.add_parser("convolutions"))
+  for sub in what.choices.values():
     sub.add_argument("--out", type=Path, help="write the JSON here")
   args = parser.parse_args()
   env = environment()
-  runners = {"update": update.run, "norms": norms.run, "spectral-norm": spectral_norm.run}
-  runner = runners[args.benchmark]
-  results = [runner(size, args.blocks) for size in args.sizes]
-  for result in results:
-    _show(result)
+  results = _convolutions(args) if args.benchmark == "convolutions" else _sizes(args)
   text = json.dumps({"environment": env, "results": results}, indent=1)
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text + "\n")
   else:
     print(text)
+
+
+def _convolutions(args: argparse.Namespace) -> list[dict]:
+  options = ("quick", "blocks", "peers", "torch_python")
+  result = convolutions.run(**{name: getattr(args, name) for name in options})
+  convolutions.show(result)
+  return [result]
+
+
+def _sizes(args: argparse.Namespace) -> list[dict]:
+  runners = {"update": update.run, "norms": norms.run, "spectral-norm": spectral_norm.run}
+  results = [runners[args.benchmark](size, args.blocks) for size in args.sizes]
+  for result in results:
+    _show(result)
+  return results
 
 
 def _show(result: dict) -> None:
