@@ -20,6 +20,7 @@ from lipjax.measure.bounds import spectral_norm_bounds as spectral_norm_bounds
 from lipjax.measure.norms import frobenius_norms as frobenius_norms
 from lipjax.measure.norms import spectral_norms as spectral_norms
 from lipjax.measure.operator_norm import operator_norm as operator_norm
+from lipjax.measure.operator_norm_bounds import operator_norm_bounds as operator_norm_bounds
 from lipjax.measure.power_iteration import power_iteration as power_iteration
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors
 from lipjax.measure.singular_vectors import update_singular_vectors as update_singular_vectors

@@ -114,7 +114,7 @@ def spectral_norm_bounds(
     >>> layout = {"Conv_0/kernel": lipjax.Convolution((16, 16))}
     >>> bounds = lipjax.spectral_norm_bounds(params, layout=layout)["Conv_0/kernel"]
     >>> f"{bounds.lower:.3f} {bounds.upper:.3f} {bounds.names}"
-    '8.796 8.798 matrix'
+    '8.797 8.797 matrix'
 
   Reference:
     Delattre et al. (2023), arXiv:2305.16173 (Gram iteration); Sedghi et al. (2019),

@@ -222,7 +222,7 @@ def _spread(window: Window) -> int:
 
 def _unfolded(kernel: jax.Array, split: Iterable[int], groups: int) -> jax.Array:
   """The kernel as matrices with the taps of the axes in `split` on the outputs' side."""
-  n, (c_in, c_out) = kernel.ndim - 2, kernel.shape[-2:]
+  n, c_out = kernel.ndim - 2, kernel.shape[-1]
   with_out = tuple(split)
   with_in = tuple(axis for axis in range(n) if axis not in with_out)
   rows = math.prod(kernel.shape[axis] for axis in with_out) * c_out // groups

@@ -85,11 +85,35 @@ def golub_kahan_lanczos(
     return _look(state, tol, max_steps)
 
   state = lax.while_loop(lambda s: ~s.done, block_of_steps, state)
-  v = norm_and_direction(state.ritz, 0)[1]
+  return _triplet_at(apply, state.ritz)
+
+
+def krylov_triplet(
+  apply: LinearMap, adjoint: LinearMap, start: jax.Array, output_size: int, n_steps: int
+) -> SingularTriplet:
+  r"""The top singular triplet seen from one Krylov space, without tolerance or restart.
+
+  The space is that of :math:`A^TA` and :math:`A^TA\,b` for the start :math:`b`, of
+  dimension `n_steps`; applying :math:`A^TA` once never lowers a Rayleigh quotient.
+
+  Args:
+    apply: the map, from vectors of ``start.shape`` to vectors of `output_size`.
+    adjoint: its adjoint.
+    start: :math:`b`, nonzero.
+    output_size: length of the map's output.
+    n_steps: dimension of the space.
+  """
+  start = norm_and_direction(adjoint(norm_and_direction(apply(start), 0)[1]), 0)[1]
+  state = _empty(start, output_size, n_steps)
+  state = lax.fori_loop(0, n_steps, lambda _, s: _extend(apply, adjoint, s), state)
+  return _triplet_at(apply, _look(state, 0.0, n_steps).ritz)
+
+
+def _triplet_at(apply: LinearMap, ritz: jax.Array) -> SingularTriplet:
+  v = norm_and_direction(ritz, 0)[1]
   sigma, u = norm_and_direction(apply(v), 0)
   # A non-finite map has no norm; the iteration has stopped at once on it.
-  sigma = jnp.where(jnp.isfinite(state.ritz).all(), sigma, jnp.nan)
-  return SingularTriplet(sigma, u, v)
+  return SingularTriplet(jnp.where(jnp.isfinite(ritz).all(), sigma, jnp.nan), u, v)
 
 
 def _empty(start, output_size, k):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from lipjax.measure.lanczos import golub_kahan_lanczos
 from lipjax.measure.scaling import norm_and_direction
+from lipjax.measure.triplet import SingularTriplet
 from lipjax.operators.products import compute_dtype
 
 
@@ -49,40 +50,84 @@ def operator_norm(
     >>> round(float(lipjax.operator_norm(jnp.cumsum, jnp.zeros(3))), 4)
     2.247
   """
+  flat = flat_map(linear_fn, x, "operator_norm")
+  if flat.is_empty:
+    return jnp.zeros((), flat.dtype)
+  triplet = golub_kahan_lanczos(
+    flat.apply,
+    flat.adjoint,
+    flat.random_start(key),
+    flat.n_out,
+    tol=8 * float(jnp.finfo(flat.dtype).eps) if tol is None else tol,
+  )
+  return flat.with_derivative(triplet)
+
+
+class FlatMap(NamedTuple):
+  """A linear function of pytrees as one of vectors, constants of the derivative.
+
+  Attributes:
+    apply: the map.
+    adjoint: its adjoint.
+    differentiable: the map, differentiable in what the function closes over.
+    n_in: length of an input.
+    n_out: length of an output.
+    dtype: float32 or wider.
+  """
+
+  apply: Callable[[jax.Array], jax.Array]
+  adjoint: Callable[[jax.Array], jax.Array]
+  differentiable: Callable[[jax.Array], jax.Array]
+  n_in: int
+  n_out: int
+  dtype: Any
+
+  @property
+  def is_empty(self) -> bool:
+    """Whether there is no input or no output."""
+    return 0 in (self.n_in, self.n_out)
+
+  def random_start(self, key: jax.Array | None) -> jax.Array:
+    """A uniformly distributed direction; the same one for no key."""
+    key = jax.random.key(0) if key is None else key
+    return norm_and_direction(jax.random.normal(key, (self.n_in,), self.dtype), 0)[1]
+
+  def with_derivative(self, triplet: SingularTriplet) -> jax.Array:
+    r"""The measured norm, with the derivative :math:`\langle u, df(v)\rangle`."""
+    sigma, u, v = lax.stop_gradient(triplet)
+    along = jnp.vdot(u, self.differentiable(v))
+    return sigma + (along - lax.stop_gradient(along))
+
+
+def flat_map(linear_fn: Callable[[Any], Any], x: Any, caller: str) -> FlatMap:
+  """`linear_fn` on vectors; raises a `ValueError` where it is not linear and real."""
   example = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
   flat, unravel = ravel_pytree(example)
   if not jnp.issubdtype(flat.dtype, jnp.floating):
-    msg = f"x has dtype {flat.dtype}; operator_norm takes real floating inputs."
+    msg = f"x has dtype {flat.dtype}; {caller} takes real floating inputs."
     raise ValueError(msg)
   dtype = compute_dtype(flat.dtype)
 
   def forward(v):
     return ravel_pytree(linear_fn(unravel(v.astype(flat.dtype))))[0]
 
-  _check_linear(forward, flat)
+  _check_linear(forward, flat, caller)
   hoisted, constants = jax.closure_convert(forward, flat)
   frozen = lax.stop_gradient(constants)
   apply = lambda v: hoisted(v, *frozen)
   output = jax.eval_shape(apply, flat)
-  if flat.size == 0 or output.size == 0:
-    return jnp.zeros((), dtype)
   transpose = jax.linear_transpose(apply, jax.ShapeDtypeStruct(flat.shape, flat.dtype))
-  key = jax.random.key(0) if key is None else key
-  start = norm_and_direction(jax.random.normal(key, flat.shape, dtype), 0)[1]
-  triplet = golub_kahan_lanczos(
-    lambda v: apply(v).astype(dtype),
-    lambda u: transpose(u.astype(output.dtype))[0].astype(dtype),
-    start,
-    output.size,
-    tol=8 * float(jnp.finfo(dtype).eps) if tol is None else tol,
+  return FlatMap(
+    apply=lambda v: apply(v).astype(dtype),
+    adjoint=lambda u: transpose(u.astype(output.dtype))[0].astype(dtype),
+    differentiable=lambda v: hoisted(v, *constants).astype(dtype),
+    n_in=flat.size,
+    n_out=output.size,
+    dtype=dtype,
   )
-  u, v = lax.stop_gradient((triplet.u, triplet.v))
-  # The value is the measured one; this product is what carries the derivative.
-  along = jnp.vdot(u, hoisted(v, *constants).astype(dtype))
-  return lax.stop_gradient(triplet.sigma) + (along - lax.stop_gradient(along))
 
 
-def _check_linear(forward, flat) -> None:
+def _check_linear(forward, flat, caller) -> None:
   """Raises where the function has no transpose or has an offset."""
   try:
     output = jax.eval_shape(forward, flat)
@@ -90,20 +135,20 @@ def _check_linear(forward, flat) -> None:
     at_zero = forward(jnp.zeros_like(flat))
   except Exception as error:
     msg = (
-      "operator_norm needs a linear function, and JAX cannot transpose this one"
+      f"{caller} needs a linear function, and JAX cannot transpose this one"
       f" ({type(error).__name__}). For the Jacobian at a point x0 of a nonlinear one,"
       " pass jax.linearize(fn, x0)[1]."
     )
     raise ValueError(msg) from error
   if jnp.issubdtype(output.dtype, jnp.complexfloating):
     msg = (
-      f"The function's output is {output.dtype}; operator_norm takes real maps. Return the"
+      f"The function's output is {output.dtype}; {caller} takes real maps. Return the"
       " pair (y.real, y.imag), which has the same norm."
     )
     raise ValueError(msg)
   if not isinstance(at_zero, Tracer) and bool(jnp.any(at_zero != 0)):
     msg = (
-      "operator_norm needs a linear function, and this one is not 0 at 0: it adds a"
+      f"{caller} needs a linear function, and this one is not 0 at 0: it adds a"
       " constant. Leave the bias out, or pass jax.linearize(fn, x0)[1]."
     )
     raise ValueError(msg)

@@ -79,8 +79,8 @@ def transpose_product(a: jax.Array, b: jax.Array, chunk: int) -> jax.Array:
     total, more = two_sum(total, dot(*pair))
     return (total, lost + more), None
 
-  zero = jnp.zeros(jnp.broadcast_shapes(a.shape[1:-2], b.shape[1:-2]) + (a.shape[-1], b.shape[-1]))
-  zero = zero.astype(a.dtype)
+  stack = jnp.broadcast_shapes(a.shape[1:-2], b.shape[1:-2])
+  zero = jnp.zeros((*stack, a.shape[-1], b.shape[-1]), a.dtype)
   (total, lost), _ = lax.scan(add, (zero, zero), (a, b))
   return total + lost
 
