@@ -94,6 +94,8 @@ def operator_norm_of_order(order: Order, operator: LinearOperator, w: jax.Array)
 
 def clip_top(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
   r""":math:`w - (\sigma_1 - c)_+\,uv^T`: the top singular value alone is clipped."""
+  if not isinstance(operator, Dense | Diagonal):
+    raise ValueError(_no_matrix(operator))
   n_batch = triplet.sigma.ndim
   sigma, u, v = clean(triplet, n_batch)
   excess = jnp.where(sigma > radius, sigma - radius, 0)
@@ -132,9 +134,12 @@ def _on_matrices(on_matrix, on_diagonal, operator, w, radius):
   elif isinstance(operator, Dense):
     new = operator.leaf(on_matrix(operator.matrix(wide), radius), w.shape)
   else:
-    msg = (
-      f"{operator!r} is no matrix, so its singular values cannot be clipped one by one;"
-      " use method='scale' or 'clip_top'."
-    )
-    raise ValueError(msg)
+    raise ValueError(_no_matrix(operator))
   return jnp.where(jnp.isnan(new), w, new.astype(w.dtype))
+
+
+def _no_matrix(operator: LinearOperator) -> str:
+  return (
+    f"{operator!r} is no matrix: clipping a singular value of it gives no weights of its kind."
+    " Use method='scale'."
+  )

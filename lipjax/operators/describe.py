@@ -74,7 +74,8 @@ def _advice(problem: Exception | str) -> str:
 def _short(operator: Any) -> str:
   """The operator as a user would write it, without the defaults' names."""
   name = type(operator).__name__
-  axes = [getattr(operator, field) for field in ("in_axes", "out_axes") if hasattr(operator, field)]
+  fields = ("in_axes", "out_axes", "spatial_shape")
+  axes = [getattr(operator, field) for field in fields if hasattr(operator, field)]
   if operator.stack_axes:
     axes.append(operator.stack_axes)
   return f"{name}({', '.join(map(str, axes))})"
