@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -27,9 +28,10 @@ from lipjax.measure.convolution_bounds import convolution_upper_bounds
 #: A block takes about this long, and at most this many calls.
 BLOCK_SECONDS, BLOCK_STEPS = 0.1, 20
 #: A call as slow as this is timed in so many rounds at most.
-SLOW_ROUNDS = {0.3: 5, 2.0: 1}
+SLOW_ROUNDS = {0.3: 5, 2.0: 0}
 
-Block = Callable[[int], float]
+#: So many calls, to the value and the mean seconds of one.
+Block = Callable[[int], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +56,17 @@ def run(
     lip4conv = stack.enter_context(Lip4Conv(peers, torch_python)) if peers else None
     result["peers"] = lip4conv.about if lip4conv else {}
     for name, row in rows.items():
-      print(name, file=sys.stderr)
-      result["rows"][name] = _measure(row, row.kernel(name), blocks, lip4conv)
+      measured = _measure(row, row.kernel(name), blocks, lip4conv)
+      result["rows"][name] = measured
+      ours = measured["lipjax"]
+      text = (
+        f"{ours['error']:+.1e} {ours['median_ms']:.3g} ms",
+        *(
+          f"{peer} {case['error']:+.1e} ×{case.get('ratio_to_upper', 0):.2g}"
+          for peer, case in measured["peers"].items()
+        ),
+      )
+      print(name, *text, sep="; ", file=sys.stderr)
   result["summary"] = summary(result["rows"])
   result["load_average_at_end"] = os.getloadavg()[0]
   return result
@@ -67,7 +78,7 @@ def _measure(
   truth = exact_norm(row, kernel)
   operator = row.operator()
   w = jnp.asarray(kernel)
-  values, about, blocks = {}, {}, {}
+  about, blocks = {}, {}
 
   def ours_upper(w):
     return jnp.min(jnp.stack(list(convolution_upper_bounds(operator, w).values())))
@@ -81,14 +92,12 @@ def _measure(
     ("FFT and SVD", lambda w: fft_svd(row, w)),
   ):
     compiled, about[name] = _compile(fn, w)
-    values[name] = jax.block_until_ready(compiled(w))
     blocks[name] = _jax_block(compiled, w)
   for name, request in (lip4conv.requests(row, kernel) if lip4conv else {}).items():
-    values[name] = lip4conv.block(request, 1)["value"]
-    blocks[name] = lambda steps, request=request: lip4conv.block(request, steps)["seconds"]
-    about[name] = {}
+    blocks[name] = functools.partial(lip4conv.block, request)
+  values, times = _times(blocks, rounds)
+  interval = values.pop("interval")
   values["reshaped kernel"] = reshaped_norm(kernel)
-  times, interval = _times(blocks, rounds), values.pop("interval")
   # In Python's floats: JAX would round the exact norm to float32 before it compares.
   norm, values = truth["norm"], {name: float(value) for name, value in values.items()}
   lower, upper = float(interval.lower), float(interval.upper)
@@ -129,39 +138,48 @@ def _jax_block(compiled: Callable[..., Any], w: jax.Array) -> Block:
       jax.block_until_ready(compiled(w))
     begin = time.perf_counter()
     for _ in range(steps):
-      jax.block_until_ready(compiled(w))
-    return (time.perf_counter() - begin) / steps
+      value = jax.block_until_ready(compiled(w))
+    return {"value": value, "seconds": (time.perf_counter() - begin) / steps}
 
   return block
 
 
-def _times(blocks: dict[str, Block], rounds: int) -> dict[str, dict[str, Any]]:
-  """Medians of blocks in turn, in an order that rotates.
+def _times(blocks: dict[str, Block], rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The values, and medians of blocks in turn, in an order that rotates.
 
   A ratio is the median over rounds of this case's block by that of our upper bound in the
   same round. Calls from a millisecond to many seconds meet here, so a block's number of
-  calls depends on the case, and slow ones run in the first rounds only.
+  calls depends on the case, and slow ones run in the first rounds only; of the slowest the
+  call that the value comes from is all.
   """
-  steps, turns = {}, {}
+  values, steps, turns, samples = {}, {}, {}, {}
   for name, block in blocks.items():
-    seconds = block(1)
+    first = block(1)
+    values[name], seconds = first["value"], first["seconds"]
     steps[name] = min(max(round(BLOCK_SECONDS / seconds), 1), BLOCK_STEPS)
     turns[name] = min([rounds, *(n for slow, n in SLOW_ROUNDS.items() if seconds >= slow)])
-  samples = {name: [] for name in blocks}
+    samples[name] = [] if turns[name] else [seconds]
   names = list(blocks)
   for r in range(rounds):
     for name in names[r % len(names) :] + names[: r % len(names)]:
       if r < turns[name]:
-        samples[name].append(blocks[name](steps[name]))
-  return {
+        samples[name].append(blocks[name](steps[name])["seconds"])
+  times = {
     name: {
-      "median_ms": float(np.median(values) * 1e3),
-      "quartiles_ms": [float(q) * 1e3 for q in np.percentile(values, [25, 75])],
-      "ratio_to_upper": float(np.median(np.array(values) / samples["upper"][: len(values)])),
-      "samples": len(values),
+      "median_ms": float(np.median(seconds) * 1e3),
+      "quartiles_ms": [float(q) * 1e3 for q in np.percentile(seconds, [25, 75])],
+      "ratio_to_upper": float(np.median(_ratios(seconds, samples["upper"]))),
+      "samples": len(seconds),
     }
-    for name, values in samples.items()
+    for name, seconds in samples.items()
   }
+  return values, times
+
+
+def _ratios(seconds: list[float], base: list[float]) -> np.ndarray:
+  """Of the same rounds, or by the median where there was one call only."""
+  n = min(len(seconds), len(base))
+  return np.array(seconds[:n]) / (base[:n] if n > 1 else np.median(base))
 
 
 def summary(rows: dict[str, Any]) -> dict[str, Any]:
