@@ -127,8 +127,9 @@ def _gram(parts: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
   """
   if len(parts) == 1:
     return (transpose_product(parts[0], parts[0], chunk),)
-  real = sum(transpose_product(part, part, chunk) for part in parts)
-  cross = transpose_product(*parts, chunk)
+  a, b = parts
+  cross = transpose_product(a, b, chunk)
+  real = transpose_product(a, a, chunk) + transpose_product(b, b, chunk)
   return real, cross - jnp.swapaxes(cross, -2, -1)
 
 
@@ -161,7 +162,7 @@ def _frobenius(parts: tuple[jax.Array, ...]) -> jax.Array:
 
 def _frobenius_above(parts: tuple[jax.Array, ...]) -> jax.Array:
   """As `_frobenius`, rounded up."""
-  square = sum(map(jnp.square, parts))
+  square = functools.reduce(jnp.add, map(jnp.square, parts))
   square = square.reshape((*square.shape[:-2], -1))
   norm = jnp.sqrt(pairwise_sum(square, -1))
   return up(norm, pairwise_terms(square.shape[-1]) + 4)[..., None, None]

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.padding import canonical_padding, padding_pair, transposed_padding
 from lipjax.operators.products import compute_dtype
 from lipjax.operators.window import PaddingMode, Window
 
@@ -62,10 +63,10 @@ class Convolution(LinearOperator):
   """
 
   spatial_shape: tuple[int, ...]
-  strides: int | tuple[int, ...] = 1
+  strides: Any = 1
   padding: Any = "SAME"
-  input_dilation: int | tuple[int, ...] = 1
-  kernel_dilation: int | tuple[int, ...] = 1
+  input_dilation: Any = 1
+  kernel_dilation: Any = 1
   feature_group_count: int = 1
   padding_mode: PaddingMode = "zeros"
   in_axis: int = -2
@@ -77,7 +78,7 @@ class Convolution(LinearOperator):
 
   def __post_init__(self):
     put = functools.partial(object.__setattr__, self)
-    shape = self.spatial_shape
+    shape: Any = self.spatial_shape
     put("spatial_shape", (shape,) if isinstance(shape, int) else tuple(shape))
     for name in ("strides", "input_dilation", "kernel_dilation"):
       put(name, self._one_each(name))
@@ -91,7 +92,7 @@ class Convolution(LinearOperator):
     if self.feature_group_count < 1:
       msg = f"feature_group_count is {self.feature_group_count}; expected at least 1."
       raise ValueError(msg)
-    padding, mode = _canonical_padding(self.padding, self.padding_mode, self._n_spatial)
+    padding, mode = canonical_padding(self.padding, self.padding_mode, self._n_spatial)
     put("padding", padding)
     put("padding_mode", mode)
     self._check_dilated()
@@ -152,11 +153,11 @@ class Convolution(LinearOperator):
     )
     if not isinstance(padding, str):
       return make(padding=padding)
-    plain = make(padding="VALID" if padding == "VALID" else 0)
+    plain = make(padding=0)
     axes = zip(
       plain.spatial_shape, kernel_size, plain.input_dilation, plain.kernel_dilation, strict=True
     )
-    pairs = [_transposed_padding(padding, *axis, transpose_kernel) for axis in axes]
+    pairs = [transposed_padding(padding, *axis, transpose_kernel=transpose_kernel) for axis in axes]
     mode = "circular" if padding == "CIRCULAR" else "zeros"
     return make(padding=tuple(pairs), padding_mode=mode)
 
@@ -210,7 +211,7 @@ class Convolution(LinearOperator):
   def _window(self, i: int, taps: int) -> Window:
     dilation = self.input_dilation[i], self.kernel_dilation[i]
     free = Window(self.spatial_shape[i], taps, self.strides[i], *dilation, 0, 0, self.padding_mode)
-    low, high = _pair(self.padding, i, free)
+    low, high = padding_pair(self.padding, i, free)
     return dataclasses.replace(free, low=low, high=high)
 
   def batch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -318,69 +319,3 @@ def _padded(x: jax.Array, windows: tuple[Window, ...]) -> jax.Array:
 
 def _line(window: Window):
   return np.arange(-window.low, window.dilated + window.high)
-
-
-def _pair(padding: Any, axis: int, window: Window) -> tuple[int, int]:
-  """Padding before and after, for a window whose own is still 0."""
-  if not isinstance(padding, str):
-    return padding[axis]
-  if padding == "VALID":
-    return 0, 0
-  if padding == "CAUSAL":
-    return window.span - 1, 0
-  if padding in ("CIRCULAR", "REFLECT"):
-    return (window.span - 1) // 2, window.span // 2
-  size = (window.size,), (window.span,), (window.stride,)
-  return lax.padtype_to_pads(*size, padding)[0]
-
-
-def _transposed_padding(padding, size, taps, stride, dilation, transpose_kernel):
-  """Padding of the dilated input, as `jax.lax.conv_transpose` and Flax define it."""
-  span = (taps - 1) * dilation + 1
-  if padding == "CIRCULAR":
-    # Flax folds the VALID result onto a circle, after centering it by its own rule.
-    circle = size * stride
-    excess = -max(span - stride, 0) % (2 * circle)
-    low = span - 1 + (excess // 2 if transpose_kernel else (excess + 1) // 2)
-    return low, span - 1 - low
-  total = span + stride - 2 + (max(span - stride, 0) if padding == "VALID" else 0)
-  if padding == "SAME":
-    low = span - 1 if stride > span - 1 else math.ceil(total / 2)
-  elif padding == "VALID":
-    low = span - 1
-  else:
-    msg = f"padding is {padding!r}; expected 'SAME', 'VALID', 'CIRCULAR', or numbers."
-    raise ValueError(msg)
-  return low, total - low
-
-
-def _canonical_padding(padding: Any, mode: str, n: int) -> tuple[Any, str]:
-  """A string or a tuple of pairs, and the mode in lower case."""
-  mode = mode.lower()
-  if mode not in get_args(PaddingMode):
-    msg = f"padding_mode is {mode!r}; expected one of {get_args(PaddingMode)}."
-    raise ValueError(msg)
-  if isinstance(padding, str):
-    return _named_padding(padding.upper(), mode, n)
-  if isinstance(padding, int):
-    padding = (padding,) * n
-  pairs = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-  if len(pairs) != n or any(len(pair) != 2 for pair in pairs):
-    msg = f"padding is {padding!r}; expected one integer or pair for each of {n} axes."
-    raise ValueError(msg)
-  return pairs, mode
-
-
-def _named_padding(padding: str, mode: str, n: int) -> tuple[str, str]:
-  if padding in ("CIRCULAR", "REFLECT"):
-    return padding, padding.lower()
-  if padding == "CAUSAL" and n != 1:
-    msg = f"'CAUSAL' padding is for one spatial axis; this convolution has {n}."
-    raise ValueError(msg)
-  if padding not in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
-    msg = (
-      f"padding is {padding!r}; expected 'SAME', 'SAME_LOWER', 'VALID', 'CIRCULAR', 'REFLECT',"
-      " 'CAUSAL', an integer, or one integer or pair for each axis."
-    )
-    raise ValueError(msg)
-  return padding, mode

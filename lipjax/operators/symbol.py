@@ -175,7 +175,7 @@ def _phases(window: Window, stride: int) -> tuple[np.ndarray, np.ndarray, int]:
   taps = np.full((last - first + 1, n_out_phases, n_in_phases), -1)
   for (offset, a, b), t in found.items():
     taps[offset - first, a, b] = t
-  return taps, np.arange(first, last + 1), shortest
+  return taps, np.arange(first, last + 1), int(shortest)
 
 
 def _angles(axes: tuple[SymbolAxis, ...], twists: tuple[float, ...]) -> np.ndarray:
