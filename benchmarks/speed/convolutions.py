@@ -149,13 +149,13 @@ def _times(blocks: dict[str, Block], rounds: int) -> tuple[dict[str, Any], dict[
 
   A ratio is the median over rounds of this case's block by that of our upper bound in the
   same round. Calls from a millisecond to many seconds meet here, so a block's number of
-  calls depends on the case, and slow ones run in the first rounds only; of the slowest the
-  call that the value comes from is all.
+  calls depends on the case, and slow ones run in the first rounds only; the slowest
+  have one sample, from before them.
   """
   values, steps, turns, samples = {}, {}, {}, {}
   for name, block in blocks.items():
-    first = block(1)
-    values[name], seconds = first["value"], first["seconds"]
+    # The first call warms, which takes lip4conv seconds.
+    values[name], seconds = block(1)["value"], block(1)["seconds"]
     steps[name] = min(max(round(BLOCK_SECONDS / seconds), 1), BLOCK_STEPS)
     turns[name] = min([rounds, *(n for slow, n in SLOW_ROUNDS.items() if seconds >= slow)])
     samples[name] = [] if turns[name] else [seconds]
