@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from benchmarks.speed.convolutions_rows import Row
 
 #: A matrix of at most this many entries is written out.
-DENSE_ENTRIES = 2**20
+DENSE_ENTRIES = 2**16
 #: Of the residual; the norm's own error is at most as large, and mostly its square.
 LANCZOS_TOLERANCE = 1e-10
 
