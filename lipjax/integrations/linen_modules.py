@@ -8,17 +8,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from lipjax.integrations.convolutions import spatial_shape
 from lipjax.integrations.module_layout import convolution, dense
 from lipjax.operators.base import LinearOperator
 
 #: Modules whose params are all their own, so that no abstract forward need look for more.
 _LEAVES = (nn.Dense, nn.DenseGeneral, nn.Embed, nn.Conv, nn.ConvTranspose)
+_CONVOLUTIONS = (nn.Conv, nn.ConvTranspose)
 
 
 def modules_by_path(
   layer: nn.Module, rngs: Iterable[str], args: tuple, kwargs: dict
-) -> dict[str, nn.Module]:
-  """A bound layer's modules by path, ``""`` for itself.
+) -> tuple[dict[str, nn.Module], dict[str, set[tuple[int, ...]]]]:
+  """A bound layer's modules, and the spatial sizes that its convolutions are called with.
+
+  Both by path, ``""`` for the layer itself.
 
   A module made in a compact method exists only while that runs, so a layer that may have
   such is run once more, abstractly: no cost in a compiled function.
@@ -29,13 +33,23 @@ def modules_by_path(
     args: of the layer.
     kwargs: of the layer.
   """
-  if type(layer) in _LEAVES:
-    return {"": layer}
-  met = {}
+  met, sizes = {}, {}
+
+  def meet(path, module, args, kwargs):
+    met[path] = module
+    if isinstance(module, _CONVOLUTIONS):
+      sizes.setdefault(path, set()).add(spatial_shape(module, args, kwargs))
 
   def note(call, args, kwargs, context):
-    met["/".join(context.module.path)] = context.module
+    if context.method_name == "__call__":
+      meet("/".join(context.module.path), context.module, args, kwargs)
+    else:
+      met["/".join(context.module.path)] = context.module
     return call(*args, **kwargs)
+
+  if type(layer) in _LEAVES:
+    meet("", layer, args, kwargs)
+    return met, sizes
 
   def run():
     copy, variables = layer.unbind()
@@ -44,7 +58,7 @@ def modules_by_path(
       copy.apply(variables, *args, rngs=keys, mutable=True, **kwargs)
 
   jax.eval_shape(run)
-  return met
+  return met, sizes
 
 
 def read_module(module: Any, name: str) -> LinearOperator | str | None:

@@ -6,13 +6,16 @@ its path cannot tell, but the module that made it can.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
+from lipjax.integrations.convolutions import Sizes, sized_operator, unmet_convolution
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.convolution import Convolution
 from lipjax.operators.dense import Dense, ReshapedKernel
 from lipjax.operators.layouts import AmbiguousLeafError, LayoutFn, flax_layout
 from lipjax.operators.resolve import Overrides, resolve_operators
@@ -30,6 +33,7 @@ def module_operators(
   layout_overrides: Overrides | None,
   *,
   error_on_non_matrix: bool,
+  sizes: Sizes | None = None,
 ) -> dict[str, LinearOperator]:
   """The operator of every kernel of a wrapped layer, ``{path: operator}``.
 
@@ -39,12 +43,15 @@ def module_operators(
     read: what a module of the framework says of its own param.
     layout_overrides: ``{regex of a path: operator or None}``, asked first.
     error_on_non_matrix: whether a kernel of more than two axes is refused.
+    sizes: what the convolutions are called with, to take each for the operator that it is
+      at this size; for its reshaped kernel when None.
 
   Raises:
-    LayoutError: a leaf that cannot be told, or an override that matches none.
+    LayoutError: a leaf that cannot be told, a convolution of no or several sizes, or an
+      override that matches none.
     ValueError: a kernel that `error_on_non_matrix` refuses.
   """
-  layout = _layout(modules, read)
+  layout = _layout(modules, read, sizes)
   if not error_on_non_matrix:
     return resolve_operators(params, layout, layout_overrides)
   refused = {}
@@ -78,7 +85,7 @@ def convolution(n_spatial: int, *, transpose_kernel: bool = False) -> ReshapedKe
   return ReshapedKernel((*range(n), source), (to,))
 
 
-def _layout(modules: Mapping[str, Any], read: ReadModule) -> LayoutFn:
+def _layout(modules: Mapping[str, Any], read: ReadModule, sizes: Sizes | None) -> LayoutFn:
   def layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None:
     parent, _, name = path.rpartition("/")
     # As in Flax, a vector is never normalized: biases, scales, slopes.
@@ -86,17 +93,25 @@ def _layout(modules: Mapping[str, Any], read: ReadModule) -> LayoutFn:
       return None
     found = read(modules.get(parent), name)
     if found is NotImplemented:
-      return flax_layout(path, leaf)
+      found = flax_layout(path, leaf)
+      if sizes is not None and isinstance(found, ReshapedKernel):
+        raise unmet_convolution(path, leaf.shape, "its module is no convolution of Flax's")
+      return found
     if isinstance(found, str):
       raise _unreadable(path, leaf.shape, found)
+    if sizes is not None and isinstance(found, ReshapedKernel):
+      found = sized_operator(path, leaf.shape, modules[parent], sizes)
     return found if found is None else _fitted(path, leaf.shape, found)
 
   return layout
 
 
-def _fitted(path: str, shape: tuple[int, ...], operator: Dense) -> Dense:
+def _fitted(path: str, shape: tuple[int, ...], operator: Dense | Convolution) -> LinearOperator:
   """`operator`, stacked over axis 0 in a leaf that linen's scan or vmap has stacked."""
-  rank = len(operator.batch_axes) + len(operator.in_axes) + len(operator.out_axes)
+  if isinstance(operator, Convolution):
+    rank = len(operator.spatial_shape) + 2
+  else:
+    rank = len(operator.batch_axes) + len(operator.in_axes) + len(operator.out_axes)
   if len(shape) == rank:
     return operator
   stacked = _stacked(operator)
@@ -107,7 +122,10 @@ def _fitted(path: str, shape: tuple[int, ...], operator: Dense) -> Dense:
   raise AmbiguousLeafError(path, shape, reason, choices)
 
 
-def _stacked(operator: Dense) -> Dense:
+def _stacked(operator: Dense | Convolution) -> LinearOperator:
+  if isinstance(operator, Convolution):
+    axes = {"in_axis": operator.in_axis + 1, "out_axis": operator.out_axis + 1}
+    return dataclasses.replace(operator, **axes, batch_axes=(0,))
   shift = lambda axes: tuple(axis + 1 for axis in axes)
   batch = (0, *shift(operator.batch_axes))
   return type(operator)(shift(operator.in_axes), shift(operator.out_axes), batch)

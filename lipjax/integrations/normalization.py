@@ -15,10 +15,11 @@ from lipjax.operators.base import LinearOperator
 from lipjax.operators.paths import map_float_leaves
 
 Mode = Literal["target", "cap", "gain"]
+ConvolutionMode = Literal["reshaped", "operator"]
 Vectors = dict[str, SingularTriplet]
 
 
-def check_options(mode: str, target: float, n_steps: int) -> None:
+def check_options(mode: str, target: float, n_steps: int, convolution: str) -> None:
   """Raises a `ValueError` for an option that cannot be."""
   if mode not in get_args(Mode):
     msg = f"mode is {mode!r}; expected 'target', 'cap' or 'gain'."
@@ -28,6 +29,12 @@ def check_options(mode: str, target: float, n_steps: int) -> None:
     raise ValueError(msg)
   if n_steps < 1:
     msg = f"n_steps is {n_steps}; expected at least 1."
+    raise ValueError(msg)
+  if convolution not in get_args(ConvolutionMode):
+    msg = (
+      f"convolution is {convolution!r}; expected 'reshaped' (the norm of the kernel as a matrix)"
+      " or 'operator' (the norm of the convolution at its input's size)."
+    )
     raise ValueError(msg)
 
 
