@@ -29,7 +29,7 @@ MATRIX_ENTRIES = 2**21
 #: Relative tolerance of the Schatten norm of a symbol.
 SYMBOL_TOLERANCE = 2e-3
 #: Steps of Gram iteration that tell alternatives apart, and most angles from the largest.
-ROUGH_STEPS, FIRST_STEPS = 1, 5
+ROUGH_STEPS, FIRST_STEPS = 3, 5
 #: The share of the angles that is looked at with all steps at first, and the least number.
 TOP_SHARE, TOP_LEAST = 16, 2
 #: Entries of the symbols that are held at once.
@@ -55,7 +55,7 @@ def convolution_upper_bounds(operator: Convolution, w: jax.Array) -> dict[str, j
   w = w.astype(compute_dtype(w.dtype))
   windows, groups = operator.windows(w.shape), operator.feature_group_count
   kernel = operator.kernel(w)
-  if _matrix_is_small(windows, kernel.shape, groups):
+  if _matrix_is_small(windows, kernel.shape, groups) and not _is_whole_circle(windows):
     return {"matrix": _matrix_bound(windows, kernel, groups)}
   plan = symbols(windows)
   name = "circulant" if plan.is_circle else "grid"
@@ -140,6 +140,11 @@ def _symbol_error(plan: Symbols, block: jax.Array) -> jax.Array:
   norm = jnp.max(jnp.sqrt(pairwise_sum(scaled, -1))) * largest
   relative = math.sqrt(2 * n) * gamma(n + 2, block.dtype)
   return up(relative * norm, pairwise_terms(scaled.shape[-1]) + 4)
+
+
+def _is_whole_circle(windows: tuple[Window, ...]) -> bool:
+  """Whether the operator is the one on the circle, so that its symbols are exact."""
+  return all(w.mode == "circular" and w.outputs * w.stride == w.circle for w in windows)
 
 
 def _matrix_is_small(windows: tuple[Window, ...], shape: tuple[int, ...], groups: int) -> bool:

@@ -81,18 +81,35 @@ def _bound(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
   parts = _divided(parts, largest)
   norm = _frobenius(parts)
   parts = _divided(parts, norm)
-  scale, factors, errors = up(largest * norm), [], []
-  for step in range(n_steps):
-    chunk = COMPLEX_CHUNK if len(parts) > 1 else CHUNK if step else FIRST_CHUNK
-    errors.append(_product_error(parts, chunk))
-    parts = _gram(parts, chunk)
-    factors.append(_frobenius(parts))
-    parts = _divided(parts, factors[-1])
+  scale = up(largest * norm)
+  step = functools.partial(_step, chunk=COMPLEX_CHUNK if len(parts) > 1 else CHUNK)
+  chain = []
+  if n_steps:
+    # What rounding costs in a step is halved by every later square root.
+    first = COMPLEX_CHUNK if len(parts) > 1 else FIRST_CHUNK
+    parts, link = _step(parts, chunk=first)
+    parts, links = lax.scan(lambda parts, _: step(parts), parts, length=n_steps - 1)
+    chain = [links, jax.tree.map(lambda x: x[None], link)]
   sigma = _frobenius_above(parts)
-  for factor, error in zip(reversed(factors), reversed(errors), strict=True):
-    # The division by the factor rounds every entry of a matrix of Frobenius norm 1.
-    sigma = jnp.sqrt(up(factor * (sigma + 2 * unit_roundoff(sigma.dtype)) + error))
+  for links in chain:
+    sigma, _ = lax.scan(_back, sigma, links, reverse=True)
   return jnp.squeeze(up(scale * sigma), (-2, -1))
+
+
+def _step(parts: tuple[jax.Array, ...], chunk: int):
+  """The next matrices, and of each step its factor and what rounding can have added."""
+  error = _product_error(parts, chunk)
+  parts = _gram(parts, chunk)
+  factor = _frobenius(parts)
+  error = jnp.broadcast_to(error, factor.shape)
+  return _divided(parts, factor), (factor, error)
+
+
+def _back(sigma: jax.Array, link: tuple[jax.Array, jax.Array]):
+  """From a bound of the norm after a step to one before it."""
+  factor, error = link
+  # The division by the factor rounds every entry of a matrix of Frobenius norm 1.
+  return jnp.sqrt(up(factor * (sigma + 2 * unit_roundoff(sigma.dtype)) + error)), None
 
 
 @_bound.defjvp
@@ -107,15 +124,23 @@ def _(n_steps, primals, tangents):
 
 def _schatten(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
   """The Schatten norm without margins, of matrices with a norm near 1."""
-  factors = []
-  for _ in range(n_steps):
-    parts = _gram(parts, chunk=parts[0].shape[-2] * 2)
-    factors.append(lax.stop_gradient(_frobenius(parts)))
-    parts = _divided(parts, factors[-1])
+  chunk = 2 * max(parts[0].shape[-2:])
+
+  def step(parts, _):
+    parts = _gram(parts, chunk)
+    factor = lax.stop_gradient(nonzero(_frobenius(parts)))
+    return _divided(parts, factor), factor
+
+  first, factors = None, None
+  if n_steps:
+    parts, first = step(parts, None)
+    parts, factors = lax.scan(step, parts, length=n_steps - 1)
   square = sum(jnp.sum(jnp.square(part), axis=(-2, -1), keepdims=True) for part in parts)
   sigma = jnp.sqrt(jnp.where(square > 0, square, 1))
-  for factor in reversed(factors):
-    sigma = jnp.sqrt(nonzero(factor) * sigma)
+  if first is not None:
+    back = lambda sigma, factor: (jnp.sqrt(factor * sigma), None)
+    sigma, _ = lax.scan(back, sigma, factors, reverse=True)
+    sigma, _ = back(sigma, first)
   return jnp.squeeze(jnp.where(square > 0, sigma, 0), (-2, -1))
 
 

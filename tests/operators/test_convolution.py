@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import FLOAT, check_operator, normal, operator_matrices
+from reference import FLOAT, X64, check_operator, normal, operator_matrices
 
 import lipjax
 from lipjax import Convolution
@@ -31,9 +31,14 @@ KINDS = {
   "both_dilations": {"input_dilation": 2, "kernel_dilation": 2, "strides": 2, "padding": 3},
   "groups": {"feature_group_count": 2},
 }
-KERNELS = [(3, 3), (2, 4), (1, 3), (5, 1)]
+KERNELS = [(3, 3), (2, 5)]
 
 
+# The layers are compared in one precision; what the maps are, below, in both.
+once = pytest.mark.skipif(X64, reason="compared in float32")
+
+
+@once
 @pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_apply_is_flax_conv(kind, kernel_size):
@@ -47,10 +52,11 @@ def test_apply_is_flax_conv(kind, kernel_size):
   np.testing.assert_allclose(operator.apply(w, x), expected, atol=1e-5)
 
 
+@once
 @pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("transpose_kernel", [False, True])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", "pairs"])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)], ids=str)
+@pytest.mark.parametrize("strides", [(1, 1), (3, 2)], ids=str)
 def test_transposed_is_flax_conv_transpose(kernel_size, transpose_kernel, padding, strides):
   padding = ((1, 2), (2, 0)) if padding == "pairs" else padding
   options = {"strides": strides, "padding": padding, "transpose_kernel": transpose_kernel}
@@ -61,6 +67,7 @@ def test_transposed_is_flax_conv_transpose(kernel_size, transpose_kernel, paddin
   np.testing.assert_allclose(operator.apply(w, x), expected, atol=1e-5)
 
 
+@once
 @pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
 @pytest.mark.parametrize("padding", [1, ((2, 0), (1, 3)), "SAME"], ids=str)
 def test_apply_is_equinox_conv(mode, padding):
