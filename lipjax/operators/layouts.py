@@ -213,11 +213,7 @@ def _mentions_conv(parts: list[str]) -> bool:
 
 def _kernel_error(path, shape):
   rank = len(shape)
-  sizes = ", ".join(["n"] * (rank - 2))
-  choices = [
-    f"{_conv(rank)!r}  # a convolution",
-    f"Convolution(({sizes},))  # a convolution of inputs of this size, as the map that it is",
-  ]
+  choices = [f"{_conv(rank)!r}  # a convolution; lipjax.Convolution(size of its input) is its map"]
   if rank == 3:
     choices += [
       "Dense((0,), (1, 2))  # DenseGeneral or query/key/value",
