@@ -16,7 +16,14 @@ OPERATORS = {
   "transposed": (lipjax.Convolution.transposed((3, 3), (4, 4), strides=2), (4, 4, 2, 2)),
   "equinox": (lipjax.Convolution((5, 5), in_axis=1, out_axis=0), (3, 2, 3, 3)),
 }
-pytestmark = pytest.mark.parametrize("name", OPERATORS)
+# Two in the default run, all of them with ``pytest -m "slow or not slow"``.
+pytestmark = pytest.mark.parametrize(
+  "name",
+  [
+    name if name in ("strided_groups", "transposed") else pytest.param(name, marks=pytest.mark.slow)
+    for name in OPERATORS
+  ],
+)
 
 
 def setup(name):

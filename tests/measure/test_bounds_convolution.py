@@ -229,8 +229,8 @@ def test_angles_are_each_pair_once():
 @pytest.mark.parametrize("end", ["lower", "upper"])
 @pytest.mark.parametrize(
   "operator",
-  [Convolution((40,)), Convolution((5, 5)), Convolution((5, 5), padding=1, padding_mode="reflect")],
-  ids=repr,
+  [Convolution((40,)), Convolution((5, 5), padding=1, padding_mode="reflect")],
+  ids=["zeros", "reflect"],
 )
 @pytest.mark.parametrize("rungs", ["all", "no_matrix"])
 def test_gradient_of_both_ends_is_the_finite_difference(end, operator, rungs, request):
