@@ -93,6 +93,8 @@ def _bound(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
   sigma = _frobenius_above(parts)
   for links in chain:
     sigma, _ = lax.scan(_back, sigma, links, reverse=True)
+  # So do the two divisions that came first.
+  sigma = sigma + 4 * unit_roundoff(sigma.dtype)
   return jnp.squeeze(up(scale * sigma), (-2, -1))
 
 
