@@ -15,25 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.measure.gram import gram_upper_bound, n_gram_steps
-from lipjax.measure.rounding import gamma, pairwise_sum, pairwise_terms, up
+from lipjax.measure.gram import gram_upper_bound
+from lipjax.measure.rounding import gamma, pairwise_sum, up
+from lipjax.measure.symbol_bound import symbol_upper_bound
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
-from lipjax.operators.symbol import Symbols, block_kernel, evaluate, symbols
+from lipjax.operators.symbol import symbols
 from lipjax.operators.window import Window
 
 #: A convolution whose matrix has at most this many rows or columns is bounded by the matrix.
 MATRIX_UP_TO = 512
 #: … and at most this many entries.
 MATRIX_ENTRIES = 2**21
-#: Relative tolerance of the Schatten norm of a symbol.
-SYMBOL_TOLERANCE = 2e-3
-#: Steps of Gram iteration that tell alternatives apart, and most angles from the largest.
-ROUGH_STEPS, FIRST_STEPS = 3, 5
-#: The share of the angles that is looked at with all steps at first, and the least number.
-TOP_SHARE, TOP_LEAST = 16, 2
-#: Entries of the symbols that are held at once.
-SYMBOLS_AT_ONCE = 2**21
 
 
 def convolution_upper_bounds(operator: Convolution, w: jax.Array) -> dict[str, jax.Array]:
@@ -59,87 +52,10 @@ def convolution_upper_bounds(operator: Convolution, w: jax.Array) -> dict[str, j
     return {"matrix": _matrix_bound(windows, kernel, groups)}
   plan = symbols(windows)
   name = "circulant" if plan.is_circle else "grid"
-  bounds = {name: _symbol_bound((windows, groups), kernel)}
+  bounds = {name: symbol_upper_bound(windows, groups, kernel)}
   if _unfolding_can_win(windows):
     bounds["unfolding"] = _unfolding_bound(windows, kernel, groups)
   return bounds
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _symbol_bound(shape: tuple[tuple[Window, ...], int], kernel: jax.Array) -> jax.Array:
-  return _largest_symbol(shape, kernel)[0]
-
-
-@_symbol_bound.defjvp
-def _(shape, primals, tangents):
-  """The derivative is that of the one symbol that the bound comes from."""
-  bound, phases, group = _largest_symbol(shape, *primals)
-  plan = symbols(shape[0])
-
-  def of_one(kernel):
-    real, imaginary = evaluate(block_kernel(plan, kernel, shape[1])[group][None], phases)
-    return plan.factor * gram_upper_bound(real[0], imaginary[0], n_steps=_all_steps(real))
-
-  return bound, jax.jvp(of_one, primals, tangents)[1]
-
-
-def _largest_symbol(shape, kernel):
-  """The bound, and the phases and the group of the symbol it comes from.
-
-  Most angles are told from the largest by a few steps of Gram iteration; only where they
-  are not, as when all symbols have one norm, do all get all steps.
-  """
-  windows, groups = shape
-  plan = symbols(windows)
-  block = block_kernel(plan, kernel, groups)
-  norms = functools.partial(_norms, block)
-  phases = jnp.asarray(plan.phases, block.dtype)
-  if len(phases) > 1:
-    rough = norms(phases.reshape((-1, phases.shape[-1])), ROUGH_STEPS)
-    alternative = jnp.argmin(jnp.max(rough.reshape((len(phases), -1)), axis=1))
-  else:
-    alternative = 0
-  phases, n_angles, all_steps = phases[alternative], phases.shape[1], _all_steps(block)
-  n_top = min(max(n_angles // TOP_SHARE, TOP_LEAST), n_angles)
-  if n_top == n_angles or all_steps <= FIRST_STEPS:
-    found = norms(phases, all_steps)
-  else:
-    first = norms(phases, FIRST_STEPS)
-    _, top = lax.top_k(jnp.max(first, axis=1), n_top)
-    found = first.at[top].set(norms(phases[top], all_steps))
-    largest_is_known = jnp.max(found) <= jnp.max(found[top])
-    found = lax.cond(largest_is_known, lambda: found, lambda: norms(phases, all_steps))
-  angle, group = jnp.divmod(jnp.argmax(found.ravel()), groups)
-  sigma = up(jnp.max(found) + _symbol_error(plan, block))
-  return up(sigma * plan.factor), phases[angle], group
-
-
-def _all_steps(block: jax.Array) -> int:
-  return n_gram_steps(min(block.shape[-2:]), SYMBOL_TOLERANCE)
-
-
-def _norms(block: jax.Array, phases: jax.Array, n_steps: int) -> jax.Array:
-  """Upper bounds of the symbols' norms, shape (angles, groups)."""
-  at_once = max(SYMBOLS_AT_ONCE // math.prod((len(block), *block.shape[2:])), 1)
-  norm = lambda phases: gram_upper_bound(*evaluate(block, phases), n_steps=n_steps)
-  if at_once >= len(phases):
-    return norm(phases)
-  return lax.map(norm, phases, batch_size=at_once)
-
-
-def _symbol_error(plan: Symbols, block: jax.Array) -> jax.Array:
-  r"""What rounding can add to a symbol's norm.
-
-  Each entry is a sum of T products with cosines that were rounded once, so it is off by
-  at most :math:`\gamma_{T+2}\sum_\tau|K_\tau|`, real and imaginary part each; and
-  :math:`\|\sum_\tau|K_\tau|\|_F \le \sqrt T\|K\|_F`.
-  """
-  n = block.shape[1]
-  largest = jnp.max(jnp.abs(block))
-  scaled = jnp.square(block / jnp.where(largest > 0, largest, 1)).reshape((len(block), -1))
-  norm = jnp.max(jnp.sqrt(pairwise_sum(scaled, -1))) * largest
-  relative = math.sqrt(2 * n) * gamma(n + 2, block.dtype)
-  return up(relative * norm, pairwise_terms(scaled.shape[-1]) + 4)
 
 
 def _is_whole_circle(windows: tuple[Window, ...]) -> bool:
