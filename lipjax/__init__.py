@@ -59,3 +59,14 @@ from lipjax.constrain.spectral_ball import SpectralBallState as SpectralBallStat
 from lipjax.constrain.spectral_ball import (
   keep_params_in_spectral_ball as keep_params_in_spectral_ball,
 )
+
+# Certify
+from lipjax.certify.errors import CertifyError as CertifyError
+from lipjax.certify.lipschitz import lipschitz_bounds as lipschitz_bounds
+from lipjax.certify.lipschitz import lipschitz_upper_bound as lipschitz_upper_bound
+from lipjax.certify.lower_bound import lipschitz_lower_bound as lipschitz_lower_bound
+from lipjax.certify.margins import certified_accuracy as certified_accuracy
+from lipjax.certify.margins import certified_radius as certified_radius
+from lipjax.certify.register import linear_node as linear_node
+from lipjax.certify.register import lipschitz_node as lipschitz_node
+from lipjax.certify.register import register_rule as register_rule

@@ -28,7 +28,7 @@ from lipjax.operators.resolve import Overrides, resolve_operators
 
 
 class BoundMethod(enum.IntEnum):
-  """Where an upper bound comes from; see `spectral_norm_bounds`.
+  """Where an upper bound comes from; see `spectral_norm_bounds` and `lipschitz_bounds`.
 
   Guarantee: all are certified but ``KRYLOV``, which fails with a stated probability.
 
@@ -46,6 +46,10 @@ class BoundMethod(enum.IntEnum):
   GRID = 4
   UNFOLDING = 5
   KRYLOV = 6
+  PRODUCT = 7
+  LIPLT = 8
+  MAGNITUDE = 9
+  ECLIPSE = 10
 
 
 class Bounds(NamedTuple):

@@ -1,0 +1,1 @@
+"""Whole networks: Lipschitz bounds that are proved, and found ones from below."""

@@ -1,0 +1,128 @@
+"""Reading a function as a graph: constants are computed, the rest becomes nodes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Literal, Primitive, primitives
+
+from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.graph import Failure, Node
+
+#: A constant array or a node.
+Operand = Any
+#: ``rule(eqn, *operands)`` gives the equation's results.
+Rule = Callable[..., Any]
+
+#: Rules of JAX's own primitives by name, and of others by the primitive itself.
+RULES: dict[str, Rule] = {}
+OTHER_RULES: dict[Any, Rule] = {}
+
+
+def rule_for(*primitives: str) -> Callable[[Rule], Rule]:
+  """Registers the rule of one of JAX's own primitives."""
+
+  def register(rule: Rule) -> Rule:
+    for primitive in primitives:
+      RULES[primitive] = rule
+    return rule
+
+  return register
+
+
+def rule_of(primitive: Any) -> Rule | None:
+  """The rule of this very primitive; another of the same name has none."""
+  if primitive in OTHER_RULES:
+    return OTHER_RULES[primitive]
+  return RULES.get(primitive.name) if primitive in _own_primitives() else None
+
+
+@functools.cache
+def _own_primitives() -> frozenset[Any]:
+  """JAX's primitives: those it exports, and three that it does not."""
+  exported = [p for p in vars(primitives).values() if isinstance(p, Primitive)]
+  hidden = (
+    lambda x: jnp.split(x, 2),
+    jax.lax.optimization_barrier,
+    jax.checkpoint(jnp.sin),  # pyright: ignore[reportPrivateImportUsage]
+  )
+  traced = [eqn.primitive for fn in hidden for eqn in jax.make_jaxpr(fn)(jnp.zeros(2)).eqns]
+  return frozenset([*exported, *traced])
+
+
+def evaluate(
+  closed: Any, operands: Sequence[Operand], consts: Sequence[Operand] | None = None
+) -> list[Operand]:
+  """The results of a closed jaxpr, with other constants if any are given."""
+  # JAX 0.12 has one class for closed and open jaxprs.
+  jaxpr = getattr(closed, "jaxpr", closed)
+  values: Sequence[Operand] = getattr(closed, "consts", ()) if consts is None else consts
+  known: dict[Any, Operand] = dict(zip(jaxpr.constvars, values, strict=True))
+  known.update(zip(jaxpr.invars, operands, strict=True))
+  look_up = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
+  for eqn in jaxpr.eqns:
+    results = _results(eqn, [look_up(atom) for atom in eqn.invars])
+    known.update(zip(eqn.outvars, results, strict=True))
+  return [look_up(atom) for atom in jaxpr.outvars]
+
+
+def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
+  if not any(isinstance(x, Node) for x in operands):
+    return _computed(eqn, operands)
+  name = eqn.primitive.name
+  rule = rule_of(eqn.primitive)
+  earlier = [x.part.error for x in operands if isinstance(x, Node) and isinstance(x.part, Failure)]
+  if rule is None and earlier:
+    return [Node(v.aval, Failure(earlier[0])) for v in eqn.outvars]
+  if rule is None:
+    return _failed(eqn, f"There is no rule for {name!r}")
+  try:
+    results = rule(eqn, *operands)
+  except CertifyError as error:
+    return [Node(v.aval, Failure(error)) for v in eqn.outvars]
+  return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _computed(eqn: Any, operands: list[Operand]) -> list[Operand]:
+  """What does not depend on the input, at once if nothing in it is traced."""
+  bind = lambda: eqn.primitive.bind(*operands, **eqn.params)
+  is_traced = any(isinstance(x, Tracer) for x in operands)
+  if is_traced:
+    results = bind()
+  else:
+    with jax.ensure_compile_time_eval():
+      results = bind()
+  return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def _failed(eqn: Any, what: str) -> list[Operand]:
+  error = CertifyError(
+    f"{what}{source_line(eqn)}. Write one with lipjax.register_rule, or bound the parts of "
+    "the function before and after it apart."
+  )
+  return [Node(v.aval, Failure(error)) for v in eqn.outvars]
+
+
+def is_scalar(x: Operand) -> bool:
+  """Whether a constant has one value, known now, in all its entries."""
+  if isinstance(x, Node | Tracer):
+    return False
+  values = np.asarray(x)
+  return values.size > 0 and bool(np.all(values == values.flat[0]))
+
+
+def scalar(x: Operand) -> Any:
+  """The one value of a constant for which `is_scalar` holds."""
+  return np.asarray(x).flat[0]
+
+
+def size(shape: Sequence[int]) -> int:
+  """How many entries."""
+  return math.prod(shape)

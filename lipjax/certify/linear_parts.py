@@ -1,0 +1,204 @@
+"""Linear functions with certified norms: products with weights, scalings, moved entries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax.certify.graph import LinearPart, Node
+from lipjax.measure.convolution_bounds import convolution_upper_bounds
+from lipjax.measure.gram import gram_upper_bound
+from lipjax.measure.rounding import unit_roundoff, up
+from lipjax.operators.convolution import Convolution
+from lipjax.operators.products import compute_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+  """A weight that a linear part multiplies with.
+
+  Attributes:
+    value: the array.
+    features: for each axis of the result the axis of `value` that it is, or None.
+    part: the linear part with another value.
+  """
+
+  value: jax.Array
+  features: tuple[int | None, ...]
+  part: Callable[[jax.Array], LinearPart]
+
+
+def moved(apply: Callable[[jax.Array], jax.Array], copies: float = 1) -> LinearPart:
+  """Entries that are moved or left out, or copied at most so many times."""
+  norm = math.sqrt(copies) * (1 + 1e-6) if copies > 1 else 1.0
+  roundings = math.ceil(copies) if copies > 1 else 0
+  return LinearPart(apply, (lambda: norm,), roundings=roundings, magnitude=apply, is_selection=True)
+
+
+def merged(aval: Any, apply: Callable[..., jax.Array], operands: Sequence[Any]) -> Node:
+  """Of nodes and constants a node, each of whose entries is an entry of one of them."""
+  parents = tuple(x for x in operands if isinstance(x, Node))
+
+  def linear(*values: jax.Array) -> jax.Array:
+    left = iter(values)
+    return apply(*(next(left) if isinstance(x, Node) else jnp.zeros_like(x) for x in operands))
+
+  norms = tuple((lambda: 1.0) for _ in parents)
+  part = LinearPart(linear, norms, is_disjoint=True, magnitude=linear, is_selection=True)
+  return Node(aval, part, parents, has_constants=True)
+
+
+def scaled(factor: Any) -> LinearPart:
+  """Entries times constants, one for each or of a shape that broadcasts."""
+  factor = jnp.asarray(factor)
+  return LinearPart(
+    lambda x: x * factor,
+    (functools.cache(lambda: jnp.max(jnp.abs(factor), initial=0)),),
+    roundings=1,
+    magnitude=lambda x: x * jnp.abs(factor),
+  )
+
+
+def scaled_node(node: Node, factor: Any, aval: jax.ShapeDtypeStruct, **others: Any) -> Node:
+  """A node times constants; folded into the weight where it is the product with one."""
+  factor = jnp.asarray(factor)
+  if isinstance(node.part, LinearPart) and isinstance(node.part.weight, Weight):
+    folded = _folded(node.part.weight, factor, len(aval.shape))
+    if folded is not None and node.shape == aval.shape:
+      return Node(aval, folded, node.parents, **others)
+  return Node(aval, scaled(factor), (node,), **others)
+
+
+def _folded(weight: Weight, factor: jax.Array, ndim: int) -> LinearPart | None:
+  factor = factor.reshape((1,) * (ndim - factor.ndim) + factor.shape)
+  places = {}
+  for axis, length in enumerate(factor.shape):
+    place = weight.features[axis]
+    if length != 1 and place is None:
+      return None
+    if length != 1:
+      places[axis] = place
+  axes = sorted(places, key=places.__getitem__)
+  shape = [1] * weight.value.ndim
+  for axis in axes:
+    shape[places[axis]] = factor.shape[axis]
+  rest = [axis for axis in range(ndim) if axis not in places]
+  return weight.part(weight.value * factor.transpose(axes + rest).reshape(shape))
+
+
+def dot_part(
+  weight: jax.Array, dimensions: Any, x_ndim: int, *, is_left: bool, n_folded: int = 0
+) -> LinearPart:
+  """``lax.dot_general`` of a constant, left or right, and an array with `x_ndim` axes."""
+  (left, right), (left_batch, right_batch) = dimensions
+  contract, batch = (left, left_batch) if is_left else (right, right_batch)
+  free = [i for i in range(weight.ndim) if i not in (*contract, *batch)]
+
+  def product(w, x):
+    pair = (w, x) if is_left else (x, w)
+    return lax.dot_general(*pair, dimensions, precision=lax.Precision.HIGHEST)
+
+  @functools.cache
+  def norm():
+    matrix = jnp.transpose(weight, (*batch, *free, *contract)).astype(compute_dtype(weight.dtype))
+    rows = math.prod(weight.shape[i] for i in free)
+    columns = math.prod(weight.shape[i] for i in contract)
+    sigma = _matrix_norm(matrix.reshape((-1, rows, columns)))
+    return _with_folding(sigma, n_folded, min(rows, columns))
+
+  others = [None] * (x_ndim - len(contract) - len(batch))
+  features = (*batch, *free, *others) if is_left else (*batch, *others, *free)
+  part = functools.partial(
+    dot_part, dimensions=dimensions, x_ndim=x_ndim, is_left=is_left, n_folded=n_folded + 1
+  )
+  return LinearPart(
+    functools.partial(product, weight),
+    (norm,),
+    roundings=max(math.prod(weight.shape[i] for i in axes) for axes in (free, contract)),
+    magnitude=functools.partial(product, jnp.abs(weight)),
+    weight=Weight(weight, features, part),
+    is_exact=n_folded == 0,
+  )
+
+
+def convolution_part(
+  weight: jax.Array, x_shape: tuple[int, ...], params: dict[str, Any], n_folded: int = 0
+) -> LinearPart:
+  """``lax.conv_general_dilated`` with a constant kernel."""
+  lhs, rhs, out = params["dimension_numbers"]
+  operator = Convolution(
+    tuple(x_shape[i] for i in lhs[2:]),
+    strides=params["window_strides"],
+    padding=params["padding"],
+    input_dilation=params["lhs_dilation"],
+    kernel_dilation=params["rhs_dilation"],
+    feature_group_count=params["feature_group_count"],
+  )
+  options = {name: params[name] for name in _CONVOLUTION_OPTIONS}
+
+  def product(w, x):
+    return lax.conv_general_dilated(x, w, precision=lax.Precision.HIGHEST, **options)
+
+  @functools.cache
+  def norm():
+    kernel = jnp.transpose(weight, (*rhs[2:], rhs[1], rhs[0]))
+    sigma = _convolution_norm(operator, kernel)
+    taps = math.prod(weight.shape[i] for i in rhs[2:])
+    return _with_folding(sigma, n_folded, taps * min(weight.shape[i] for i in rhs[:2]))
+
+  features: list[int | None] = [None] * len(out)
+  features[out[1]] = rhs[0]
+  part = functools.partial(convolution_part, x_shape=x_shape, params=params, n_folded=n_folded + 1)
+  return LinearPart(
+    functools.partial(product, weight),
+    (norm,),
+    roundings=max(math.prod(weight.shape) // weight.shape[i] for i in rhs[:2]),
+    magnitude=functools.partial(product, jnp.abs(weight)),
+    weight=Weight(weight, tuple(features), part),
+    is_exact=n_folded == 0,
+  )
+
+
+# Compiled once a shape: a network has many layers of few shapes.
+@jax.jit
+def _matrix_norm(matrices: jax.Array) -> jax.Array:
+  return jnp.max(gram_upper_bound(matrices), initial=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _convolution_norm(operator: Convolution, kernel: jax.Array) -> jax.Array:
+  return functools.reduce(jnp.minimum, convolution_upper_bounds(operator, kernel).values())
+
+
+def _with_folding(sigma: jax.Array, n_folded: int, rank: int) -> jax.Array:
+  r"""A norm with what rounding a scaling of the weights can add.
+
+  An entry is off by at most u times itself, so a matrix A by :math:`u\||A|\|_2 \le
+  u\|A\|_F \le u\sqrt r\,\|A\|_2`; of a convolution every tap counts.
+  """
+  return sigma * (1 + 4 * n_folded * unit_roundoff(sigma.dtype) * math.sqrt(rank))
+
+
+_CONVOLUTION_OPTIONS = (
+  "window_strides",
+  "padding",
+  "lhs_dilation",
+  "rhs_dilation",
+  "dimension_numbers",
+  "feature_group_count",
+)
+
+
+def window_sum_norm(windows, strides, dilations) -> Any:
+  """At most the norm of summing windows: √(entries of a window · windows of an entry)."""
+  reads = math.prod(
+    math.ceil(k / s) if d == 1 else k for k, s, d in zip(windows, strides, dilations, strict=True)
+  )
+  return up(jnp.sqrt(jnp.asarray(float(math.prod(windows) * reads))))

@@ -1,0 +1,166 @@
+"""Lipschitz bounds of functions, shaped like ``jax.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
+from lipjax.certify.chain import chain_upper_bounds
+from lipjax.certify.chains import as_chain
+from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
+from lipjax.certify.errors import CertifyError
+from lipjax.certify.graph import Node, in_order
+from lipjax.certify.interpreter import evaluate
+from lipjax.certify.lower_bound import lipschitz_lower_bound
+from lipjax.measure.bounds import BoundMethod, Bounds
+
+#: Engines by name, as in `Bounds.names`.
+ENGINES = {
+  "product": BoundMethod.PRODUCT,
+  "liplt": BoundMethod.LIPLT,
+  "magnitude": BoundMethod.MAGNITUDE,
+  "eclipse": BoundMethod.ECLIPSE,
+}
+
+
+def lipschitz_upper_bound(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., jax.Array]:
+  r"""A function of the same arguments that gives a proved Lipschitz constant of `fn`.
+
+  .. math:: \|f(x) - f(y)\|_2 \le L\,\|x - y\|_2 \quad\text{for all } x, y
+
+  with the Euclidean norm over all entries of the argument and of the result. `fn` is
+  traced, not run: what does not depend on the argument is computed, products with it become
+  linear maps whose norms are certified intervals' upper ends, activations get their range
+  of slopes. The smallest of several bounds counts: the product of the norms, LipLT
+  (Fazlyab et al. 2023) on any graph, and on chains of layers ECLipsE-Fast (Xu and
+  Sivaranjani 2024) and the norm of the product of the weights' magnitudes.
+
+  Guarantee: an upper bound for all inputs of the given shape and for the function in exact
+  arithmetic, rounding in computing the bound included. Nothing is taken to have slope 1 that
+  is not known to: what has no rule, or no Lipschitz constant, raises.
+
+  Args:
+    fn: any JAX function of arrays; linen, nnx, Haiku and Equinox modules are applied in a
+      lambda. In evaluation mode: no dropout, no batch statistics.
+    argnums: the argument that moves, or the arguments: pytrees of floating-point arrays.
+
+  Returns:
+    A function of `fn`'s arguments with a scalar, float32 or wider. Of the argument at
+    `argnums` only shapes and dtypes count. Differentiable in the other arguments, which may
+    be traced; under ``jax.jit`` too.
+
+  Raises:
+    CertifyError: a `ValueError` that names the primitive and the line that is in the way.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, lipjax
+    >>> def net(params, x):
+    ...   return params["out"] @ jax.nn.relu(params["in"] @ x + 1)
+    >>> params = {"in": 2 * jnp.eye(3), "out": jnp.ones((1, 3))}
+    >>> upper = lipjax.lipschitz_upper_bound(net, argnums=1)(params, jnp.zeros(3))
+    >>> print(f"{upper:.3f}")  # 2·√3
+    3.464
+  """
+
+  def bound(*args: Any) -> jax.Array:
+    return _smallest(_bounds_by_engine(fn, argnums, args))[0]
+
+  return bound
+
+
+def lipschitz_bounds(
+  fn: Callable[..., Any], argnums: int | Sequence[int] = 0, **options: Any
+) -> Callable[..., Bounds]:
+  r"""An interval that contains the Lipschitz constant of `fn`.
+
+  The upper end is `lipschitz_upper_bound`'s, the lower end a slope that
+  `lipschitz_lower_bound` finds from the given argument on.
+
+  Guarantee: ``lower <= L <= upper`` as stated there for each end: the upper one is proved,
+  with rounding; the lower one was found, up to the rounding of `fn` itself.
+
+  Args:
+    fn: any JAX function of arrays.
+    argnums: the argument that moves, or the arguments.
+    options: of `lipschitz_lower_bound`.
+
+  Returns:
+    A function of `fn`'s arguments with `Bounds`; ``names`` says which engine the upper end
+    is from.
+
+  Raises:
+    CertifyError: as `lipschitz_upper_bound`.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax
+    >>> bounds = lipjax.lipschitz_bounds(lambda x: jnp.tanh(3 * x))(jnp.zeros(2))
+    >>> print(f"{bounds.lower:.3f} {bounds.upper:.3f} {bounds.names}")
+    3.000 3.000 product
+  """
+  lower = lipschitz_lower_bound(fn, argnums, **options)
+
+  def bounds(*args: Any) -> Bounds:
+    upper, method = _smallest(_bounds_by_engine(fn, argnums, args))
+    return Bounds(lower(*args), upper, method)
+
+  return bounds
+
+
+def _smallest(bounds: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+  values = jnp.stack(list(bounds.values()))
+  # A bound that overflowed says nothing.
+  values = jnp.where(jnp.isnan(values), jnp.inf, values)
+  methods = jnp.asarray([ENGINES[name] for name in bounds], jnp.int32)
+  best = jnp.argmin(values)
+  return values[best], methods[best]
+
+
+def _bounds_by_engine(fn, argnums: int | Sequence[int], args: Sequence[Any]):
+  """Upper bounds by the engine's name."""
+  places = _places(argnums, len(args))
+
+  def of_moving(moving):
+    whole = list(args)
+    for place, arg in zip(places, moving, strict=True):
+      whole[place] = arg
+    return jax.tree.leaves(fn(*whole))
+
+  moving = [args[place] for place in places]
+  inputs = [Node(_aval(leaf)) for leaf in jax.tree.leaves(moving)]
+  results = evaluate(jax.make_jaxpr(of_moving)(moving), inputs)
+  outputs = [x for x in results if isinstance(x, Node)]
+  if not outputs:
+    return {"product": jnp.zeros(())}
+  order = in_order(outputs)
+  found = {"product": product_bounds(order), "liplt": liplt_bounds(order, outputs)}
+  bounds = {name: hypotenuse([b[id(x)] for x in outputs]) for name, b in found.items()}
+  chain = as_chain(order, outputs)
+  for name, value in _chain_bounds(*chain).items() if chain else ():
+    bounds[name] = jnp.minimum(value, bounds[name]) if name in bounds else value
+  return bounds
+
+
+def _places(argnums: int | Sequence[int], n: int) -> list[int]:
+  places = [argnums] if isinstance(argnums, int) else list(argnums)
+  if not all(-n <= place < n for place in places):
+    msg = f"argnums is {argnums!r}, and the function was given {n} arguments."
+    raise ValueError(msg)
+  return [place % n for place in places]
+
+
+_chain_bounds = jax.jit(chain_upper_bounds, static_argnums=1)
+
+
+def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
+  dtype = jnp.result_type(leaf)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    msg = (
+      f"The argument that moves must hold floating-point arrays, got {dtype}. Choose another "
+      "with argnums, and close over what is not to be moved."
+    )
+    raise CertifyError(msg)
+  return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)

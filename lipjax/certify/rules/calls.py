@@ -1,0 +1,38 @@
+"""Functions that are called: read through, never by their name or their derivative rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.core import Tracer
+
+from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.graph import Node
+from lipjax.certify.interpreter import evaluate, rule_for
+
+
+@rule_for("jit", "closed_call", "checkpoint")
+def call(eqn: Any, *operands: Any) -> Any:
+  """Read through."""
+  return evaluate(_body(eqn, "jaxpr", "call_jaxpr"), operands)
+
+
+@rule_for("custom_jvp_call", "custom_vjp_call")
+def custom(eqn: Any, *operands: Any) -> Any:
+  """Read through: the function, never its derivative rule."""
+  return evaluate(_body(eqn, "call_jaxpr", "fun_jaxpr", "jaxpr"), operands)
+
+
+@rule_for("cond")
+def cond(eqn: Any, which: Any, *operands: Any) -> Any:
+  """The branch that a constant chooses."""
+
+  if isinstance(which, Node | Tracer):
+    msg = f"Which branch of a cond is taken{source_line(eqn)} must be a constant known now."
+    raise CertifyError(msg)
+  branches = eqn.params["branches"]
+  return evaluate(branches[min(max(int(which), 0), len(branches) - 1)], operands)
+
+
+def _body(eqn: Any, *names: Any) -> Any:
+  return next(eqn.params[name] for name in names if name in eqn.params)

@@ -1,0 +1,130 @@
+"""Scalar functions of every entry: what an activation is made of.
+
+Equations are put together to one function of the last node that all their operands are
+functions of, so that ``x * sigmoid(x)`` is one activation and not a product.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.graph import Failure, Node, ScalarPart
+from lipjax.certify.interpreter import is_scalar, rule_for, scalar
+from lipjax.certify.slopes import slope_interval
+
+SCALAR_PRIMITIVES = [
+  "abs",
+  "and",
+  "asinh",
+  "atan",
+  "atan2",
+  "cbrt",
+  "ceil",
+  "clamp",
+  "cos",
+  "cosh",
+  "eq",
+  "erf",
+  "erf_inv",
+  "erfc",
+  "exp",
+  "exp2",
+  "expm1",
+  "floor",
+  "ge",
+  "gt",
+  "integer_pow",
+  "is_finite",
+  "le",
+  "log",
+  "log1p",
+  "logistic",
+  "lt",
+  "ne",
+  "not",
+  "nextafter",
+  "or",
+  "pow",
+  "rem",
+  "round",
+  "rsqrt",
+  "sign",
+  "sin",
+  "sinh",
+  "sqrt",
+  "square",
+  "tan",
+  "tanh",
+  "xor",
+]
+
+
+@rule_for(*SCALAR_PRIMITIVES)
+def scalar_function(eqn: Any, *operands: Any) -> Any:
+  """The range of slopes of the scalar function that it is a part of."""
+  return elementwise(eqn, operands)
+
+
+def elementwise(eqn: Any, operands: Any) -> Any:
+  """The equation as a function of the last node that all operands are functions of."""
+  shared = shared_link(eqn, operands)
+  aval = eqn.outvars[0].aval
+  recipe = (eqn.primitive.name, eqn.params, operands)
+  if shared is None:
+    error = CertifyError(
+      f"{eqn.primitive.name!r} of two arrays that depend on the input{source_line(eqn)} is no "
+      "function of one array's entries, and its slope is not bounded: bound the function on a "
+      "smaller domain, or write a rule with lipjax.register_rule for the part that has a bound."
+    )
+    return Node(aval, Failure(error), recipe=recipe)
+  base, fn = shared
+  slopes = functools.cache(functools.partial(_slopes, fn, base.aval, aval))
+  return Node(aval, ScalarPart(fn, slopes), (base,), link=shared, recipe=recipe)
+
+
+def _slopes(fn: Any, base_aval: Any, aval: Any) -> Any:
+  if not jnp.issubdtype(aval.dtype, jnp.floating):
+    msg = f"A result of type {aval.dtype} has jumps, so that no slope bounds it."
+    raise CertifyError(msg)
+  with jax.ensure_compile_time_eval():
+    found = slope_interval(fn, dtype=base_aval.dtype)
+  return found.lower, found.upper
+
+
+def shared_link(eqn: Any, operands: Any) -> Any:
+  """The last node that all operands are functions of, and the equation as its function."""
+  nodes = [x for x in operands if isinstance(x, Node)]
+  if any(node.shape != eqn.outvars[0].aval.shape for node in nodes):
+    return None
+  chains = [{id(base): (base, fn) for base, fn in node.ancestry()} for node in nodes]
+  shared = next((key for key in chains[0] if all(key in chain for chain in chains)), None)
+  if shared is None:
+    return None
+  functions = iter([chain[shared][1] for chain in chains])
+  parts = [next(functions) if isinstance(x, Node) else _constant(x) for x in operands]
+  return chains[0][shared][0], lambda x: _bind(eqn, [part(x) for part in parts])
+
+
+def bind_with(eqn: Any, operands: Any) -> Any:
+  """The equation as a function of its one node's entries."""
+  parts = [(lambda x: x) if isinstance(x, Node) else _constant(x) for x in operands]
+  return lambda x: _bind(eqn, [part(x) for part in parts])
+
+
+def _constant(value: Any) -> Any:
+  """A constant operand as a function of the entries: a scalar where it is one."""
+  if is_scalar(value):
+    value = np.asarray(scalar(value))
+  return lambda x: value
+
+
+def _bind(eqn: Any, operands: Any) -> Any:
+  shape = functools.reduce(jnp.broadcast_shapes, map(jnp.shape, operands))
+  operands = [jnp.broadcast_to(x, shape) for x in operands]
+  return eqn.primitive.bind(*operands, **eqn.params)

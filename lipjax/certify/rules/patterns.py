@@ -1,0 +1,110 @@
+"""Functions of a whole axis that are written with exponentials."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from lipjax.certify.graph import LipschitzPart, Node
+
+
+def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
+  r"""``exp(z) / sum(exp(z))``, a function of slope 1/2 of z, and of x if z = x - s.
+
+  Its Jacobian :math:`\mathrm{diag}(p) - pp^T` has norm at most 1/2 (Gao and Pavel 2017,
+  proposition 4, has 1; 1/2 follows from :math:`2\max_i p_i(1 - p_i)` as bound of the
+  absolute row sums). A shift s that is constant along the axis changes nothing.
+  """
+  total = _source(denominator)
+  if not _is(numerator, "exp") or not _is(total, "reduce_sum"):
+    return None
+  axes = total.recipe[1]["axes"]
+  if total.recipe[2][0] is not numerator or not _is_put_back(denominator, aval.shape, axes):
+    return None
+  z = _unshifted(numerator.recipe[2][0], axes)
+  return Node(aval, LipschitzPart((0.5,)), (z,), recipe=("softmax", {}, (z,)))
+
+
+def log_sum_exp(left: Any, right: Any, aval: Any) -> Node | None:
+  """``log(sum(exp(x - s))) + s``, of slope 1, whatever s."""
+  for log, shift in ((left, right), (right, left)):
+    if not _is(log, "log"):
+      continue
+    total = _source(_without_abs(log.recipe[2][0]))
+    if not _is(total, "reduce_sum") or not _is(total.recipe[2][0], "exp"):
+      continue
+    z = total.recipe[2][0].recipe[2][0]
+    x = _unshifted(z, total.recipe[1]["axes"])
+    is_same = x is not z and _source(z.recipe[2][1]) is _source(shift)
+    if is_same and total.shape == log.shape == shift.shape == aval.shape:
+      return Node(aval, LipschitzPart((1.0,)), (x,))
+  return None
+
+
+def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
+  r"""``z - log(sum(exp(z)))``: the Jacobian :math:`I - 1p^T` has norm below √n.
+
+  The norm is convex in p, and √n where p is a unit vector.
+  """
+  logarithm = _source(log)
+  total = _source(_without_abs(logarithm.recipe[2][0])) if _is(logarithm, "log") else None
+  if total is None or not _is(total, "reduce_sum") or not _is(total.recipe[2][0], "exp"):
+    return None
+  axes = total.recipe[1]["axes"]
+  reduced = logarithm.recipe[2][0]
+  is_put_back = _is_put_back(reduced, z.shape, axes) if reduced.shape == log.shape else False
+  if total.recipe[2][0].recipe[2][0] is not z or not is_put_back:
+    return None
+  n = math.prod(z.shape[axis] for axis in axes)
+  return Node(aval, LipschitzPart((math.sqrt(n),)), (_unshifted(z, axes),))
+
+
+def _without_abs(node: Any) -> Any:
+  """A sum of exponentials is its own magnitude."""
+  return node.recipe[2][0] if _is(node, "abs") else node
+
+
+def _is(node: Any, name: str) -> bool:
+  return isinstance(node, Node) and node.recipe is not None and node.recipe[0] == name
+
+
+def _source(node: Any) -> Any:
+  """What is only copied along axes or given axes of size 1 here."""
+  while node.recipe is not None and node.recipe[0] in ("broadcast_in_dim", "reshape"):
+    node = node.parents[0]
+  return node
+
+
+def _places(node: Any, shape: tuple[int, ...]) -> np.ndarray:
+  """Which entry of its source each entry of a node is, when broadcast to a shape."""
+  source, applied = _source(node), []
+  while node is not source:
+    applied.append(node.part.apply)
+    node = node.parents[0]
+  with jax.ensure_compile_time_eval():
+    places = jax.numpy.arange(max(int(np.prod(source.shape)), 1)).reshape(source.shape)
+    for apply in reversed(applied):
+      places = apply(places)
+  return np.broadcast_to(np.asarray(places), shape)
+
+
+def _is_put_back(reduced: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+  """Whether entries that were reduced over axes stand where they came from."""
+  source = _source(reduced)
+  expected = np.expand_dims(np.arange(int(np.prod(source.shape))).reshape(source.shape), axes)
+  return np.array_equal(_places(reduced, shape), np.broadcast_to(expected, shape))
+
+
+def _unshifted(z: Any, axes: tuple[int, ...]) -> Node:
+  """X where z = x - s with s constant along the axes."""
+  if not _is(z, "sub"):
+    return z
+  x, s = z.recipe[2]
+  if not (isinstance(x, Node) and isinstance(s, Node)) or x.shape != z.shape:
+    return z
+  places = _places(s, z.shape)
+  first = np.take(places, [0], axis=axes[0]) if len(axes) == 1 else None
+  return x if first is not None and np.all(places == first) else z

@@ -1,0 +1,43 @@
+"""Values and slopes of every node of a scalar function, on boxes or on a ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lipjax.certify.slope_choices import Truth, choose, combine, compare
+from lipjax.certify.slope_graph import COMPARISONS, LOGIC, Graph
+from lipjax.certify.slope_rules import Dual, apply_rule
+
+
+def evaluate(graph: Graph, ar: Any, x: Any, agreed: dict[int, set[int]]) -> list[Dual | Truth]:
+  """The duals, or truths, of all nodes for an input `x` in the arithmetic `ar`.
+
+  `agreed` is what `lipjax.certify.slope_choices.agreements` finds.
+  """
+  known: list[Any] = []
+  for place, node in enumerate(graph.nodes):
+    operands = [known[i] for i in node.inputs]
+    match node.name:
+      case "input":
+        dual = Dual(x, ar.constant(1.0))
+      case "constant" if isinstance(node.parameter, bool):
+        truth = np.full(ar.bounds(x).lo.shape, node.parameter)
+        dual = Truth(truth, ~truth)
+      case "constant":
+        dual = Dual(ar.constant(node.parameter), ar.constant(0.0))
+      case name if name in COMPARISONS:
+        dual = compare(ar, node, known)
+      case name if name in LOGIC:
+        dual = combine(name, operands)
+      case "is_finite":  # of real numbers
+        dual = Truth(np.ones_like(ar.bounds(x).lo, bool), np.zeros_like(ar.bounds(x).lo, bool))
+      case "select_n":
+        dual = choose(graph, ar, node, known, agreed[place])
+      case _:
+        dual = apply_rule(ar, node, operands)
+    if isinstance(dual, Dual):
+      dual = Dual(ar.grown(*dual), dual.slope)
+    known.append(dual)
+  return known

@@ -1,0 +1,50 @@
+"""No bound is below a slope that a random program has somewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from certify.programs import programs
+from hypothesis import HealthCheck, given, settings
+
+from lipjax.certify.lipschitz import _bounds_by_engine
+
+SCALES = (0.0, 0.1, 1.0, 10.0)
+
+
+def steepest(fn, shape, seed=0):
+  """The largest norm of the Jacobian at a few points."""
+  noise = jax.random.normal(jax.random.key(seed), (3, *shape))
+  points = jnp.concatenate([scale * noise for scale in SCALES])
+  flat = lambda x: fn(x).ravel()
+  jacobians = jax.jit(jax.vmap(jax.jacrev(flat)))(points)
+  matrices = np.asarray(jacobians, np.float64).reshape((*jacobians.shape[:2], -1))
+  return np.linalg.svd(matrices, compute_uv=False)[:, 0].max()
+
+
+def check(program):
+  fn, shape = program
+  found = steepest(fn, shape)
+  for name, upper in _bounds_by_engine(fn, 0, (jnp.zeros(shape),)).items():
+    assert found <= float(upper) * (1 + 1e-5), name
+
+
+SETTINGS = {
+  "deadline": None,
+  "suppress_health_check": list(HealthCheck),
+  "derandomize": True,
+  "database": None,
+}
+
+
+@settings(max_examples=15, **SETTINGS)
+@given(programs())
+def test_no_slope_is_above(program):
+  check(program)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, **SETTINGS)
+@given(programs())
+def test_no_slope_is_above_in_many(program):
+  check(program)
