@@ -70,3 +70,4 @@ from lipjax.certify.margins import certified_radius as certified_radius
 from lipjax.certify.register import linear_node as linear_node
 from lipjax.certify.register import lipschitz_node as lipschitz_node
 from lipjax.certify.register import register_rule as register_rule
+from lipjax.certify.trace.layout import trace_layout as trace_layout

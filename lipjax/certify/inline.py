@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import primitives
 
+from lipjax.certify.jaxprs import callee, consts, opened
+
 
 class Variable:
   """A value that an equation computes or the caller passes; told apart by identity."""
@@ -75,16 +77,11 @@ def inline(closed_jaxpr: Any) -> Program:
   Returns:
     The same program. A value that is only passed on has one `Variable` throughout.
   """
-  jaxpr = _open(closed_jaxpr)
+  jaxpr = opened(closed_jaxpr)
   inputs = tuple(Variable(var.aval) for var in jaxpr.invars)
   equations: list[Equation] = []
   outputs = _write(closed_jaxpr, inputs, equations, ())
   return Program(inputs, tuple(equations), outputs)
-
-
-def _open(jaxpr: Any) -> Any:
-  """The jaxpr inside a closed one; JAX 0.12 has one class for both."""
-  return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _write(
@@ -94,10 +91,10 @@ def _write(
   calls: tuple[Any, ...],
 ) -> tuple[Variable | Constant, ...]:
   """Append the equations of a jaxpr applied to `arguments`; return what it returns."""
-  jaxpr = _open(closed)
+  jaxpr = opened(closed)
   known: dict[Any, Variable | Constant] = dict(zip(jaxpr.invars, arguments, strict=True))
   # remat's jaxpr is an open one without constants.
-  for var, value in zip(jaxpr.constvars, getattr(closed, "consts", None) or (), strict=True):
+  for var, value in zip(jaxpr.constvars, consts(closed), strict=True):
     known[var] = Constant(var.aval, value)
 
   def read(atom: Any) -> Variable | Constant:
@@ -106,15 +103,10 @@ def _write(
   for equation in jaxpr.eqns:
     inputs = tuple(read(atom) for atom in equation.invars)
     if equation.primitive in CALLS:
-      outputs = _write(_callee(equation.params), inputs, equations, (equation, *calls))
+      outputs = _write(callee(equation.params), inputs, equations, (equation, *calls))
     else:
       outputs = tuple(Variable(var.aval) for var in equation.outvars)
       what = equation.primitive, inputs, outputs, equation.params
       equations.append(Equation(*what, getattr(equation, "source_info", None), calls))
     known.update(zip(equation.outvars, outputs, strict=True))
   return tuple(read(atom) for atom in jaxpr.outvars)
-
-
-def _callee(params: dict[str, Any]) -> Any:
-  """The function that a call calls."""
-  return params["call_jaxpr"] if "call_jaxpr" in params else params["jaxpr"]

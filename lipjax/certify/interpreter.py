@@ -13,8 +13,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Literal, Primitive, primitives
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node
+from lipjax.certify.jaxprs import consts, opened, source_line
 
 #: A constant array or a node.
 Operand = Any
@@ -57,14 +58,10 @@ def _own_primitives() -> frozenset[Any]:
   return frozenset([*exported, *traced])
 
 
-def evaluate(
-  closed: Any, operands: Sequence[Operand], consts: Sequence[Operand] | None = None
-) -> list[Operand]:
-  """The results of a closed jaxpr, with other constants if any are given."""
-  # JAX 0.12 has one class for closed and open jaxprs.
-  jaxpr = getattr(closed, "jaxpr", closed)
-  values: Sequence[Operand] = getattr(closed, "consts", ()) if consts is None else consts
-  known: dict[Any, Operand] = dict(zip(jaxpr.constvars, values, strict=True))
+def evaluate(closed: Any, operands: Sequence[Operand]) -> list[Operand]:
+  """The results of a closed jaxpr."""
+  jaxpr = opened(closed)
+  known: dict[Any, Operand] = dict(zip(jaxpr.constvars, consts(closed), strict=True))
   known.update(zip(jaxpr.invars, operands, strict=True))
   look_up = lambda atom: atom.val if isinstance(atom, Literal) else known[atom]
   for eqn in jaxpr.eqns:

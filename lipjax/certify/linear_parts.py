@@ -57,10 +57,9 @@ def merged(aval: Any, apply: Callable[..., jax.Array], operands: Sequence[Any]) 
 
 def scaled(factor: Any) -> LinearPart:
   """Entries times constants, one for each or of a shape that broadcasts."""
-  factor = jnp.asarray(factor)
   return LinearPart(
     lambda x: x * factor,
-    (functools.cache(lambda: jnp.max(jnp.abs(factor), initial=0)),),
+    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0))),),
     roundings=1,
     magnitude=lambda x: x * jnp.abs(factor),
   )
@@ -68,7 +67,7 @@ def scaled(factor: Any) -> LinearPart:
 
 def scaled_node(node: Node, factor: Any, aval: jax.ShapeDtypeStruct, **others: Any) -> Node:
   """A node times constants; folded into the weight where it is the product with one."""
-  factor = jnp.asarray(factor)
+  factor = jnp.asarray(factor, compute_dtype(aval.dtype))
   if isinstance(node.part, LinearPart) and isinstance(node.part.weight, Weight):
     folded = _folded(node.part.weight, factor, len(aval.shape))
     if folded is not None and node.shape == aval.shape:

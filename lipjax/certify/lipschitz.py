@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
-from lipjax.certify.chain import chain_upper_bounds
-from lipjax.certify.chains import as_chain
+from lipjax.certify.chains.bounds import chain_upper_bounds
+from lipjax.certify.chains.reading import as_chain
 from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node, in_order

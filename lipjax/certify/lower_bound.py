@@ -11,22 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.certify.ascent import search
 from lipjax.certify.without_rules import evaluate, float_dtypes
 from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero, norm_and_direction
 from lipjax.operators.paths import path_string
 from lipjax.operators.products import compute_dtype
 
-#: Starts lie around the argument and around 0, at these multiples of the argument's scale.
-SMALLEST_SCALE, LARGEST_SCALE = 1e-2, 1e2
-#: Steps of the walk, first and last, in its two halves, and of the climb; in the start's scale.
-LONG_STEPS, SHORT_STEPS = (0.5, 0.02), (0.05, 0.001)
-FIRST_CLIMB, SHORTEST_CLIMB = 0.1, 1e-5
 #: Distances at which a slope is tried, from far apart to the root of eps.
 N_DISTANCES = 24
-#: Power iterations at the points found. (Lanczos' would need fewer and compiles for longer
-#: than all the rest.)
-N_POLISHING = 100
 
 
 def lipschitz_lower_bound(
@@ -124,7 +117,7 @@ def lipschitz_lower_bound(
     def run(consts, leaves, key):
       # The points are held fixed in derivatives, so the search need not have any.
       held = lax.stop_gradient(consts)
-      points = _search(traced, held, leaves, key, n_starts, n_ascent_steps, n_power_steps)
+      points = search(traced, held, leaves, key, n_starts, n_ascent_steps, n_power_steps)
       return _best_slope(traced, consts, *lax.stop_gradient(points), rounding)
 
     return run(traced.consts, traced.leaves, jax.random.key(0) if key is None else key)
@@ -227,120 +220,6 @@ def _has_reverse(traced: _Traced) -> bool:
   except (NotImplementedError, TypeError, ValueError):
     return False
   return True
-
-
-# ---- the search ----
-
-
-class _Best(NamedTuple):
-  """The best point of a start, its right singular vector, and the way uphill from it."""
-
-  sigma: jax.Array
-  x: jax.Array
-  v: jax.Array
-  uphill: jax.Array
-
-
-class _Schedule(NamedTuple):
-  """What the steps do: jump to a new start, walk, return to the best point and climb from it."""
-
-  length: jax.Array
-  jumps: jax.Array
-  returns: jax.Array
-  climbs: jax.Array
-
-
-def _search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
-  """For each start the best point, its top right singular vector, and the start's scale."""
-  f = traced.flat(consts)
-  # The softened derivative has reverse mode only.
-  softened = traced.flat(consts, soften=traced.has_reverse)
-  gradient = jax.grad if traced.has_reverse else jax.jacfwd
-  centers, scale = _starts(traced.join(leaves), n_starts)
-  vector_key, key = jax.random.split(key)
-  v = jax.vmap(_unit)(jax.random.normal(vector_key, centers.shape, centers.dtype))
-
-  def step(x, v, best, climb, start, scale, at):
-    apply, adjoint = _jacobian(f, x, traced.has_reverse)
-    for _ in range(n_power_steps):
-      v = _unit(adjoint(_unit(apply(v))))
-    sigma, u = norm_and_direction(apply(v), 0)
-    slope = lambda x: jnp.vdot(u, jax.jvp(softened, (x,), (v,))[1])
-    now = _Best(sigma, x, v, _unit(gradient(slope)(x)))
-    better = sigma > best.sigma  # False where f is not defined
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
-    # Longer after a success, shorter after a failure, and long again in the end.
-    climb = jnp.where(at.climbs, climb * jnp.where(better, 1.5, 0.5), climb)
-    climb = jnp.where(climb < SHORTEST_CLIMB, FIRST_CLIMB, climb)
-    astray = ~(jnp.isfinite(sigma) & (sigma > 0))
-    base = jax.tree.map(lambda a, b: jnp.where(at.returns | astray, a, b), best, now)
-    x = base.x + jnp.where(at.climbs, climb, at.length) * scale * base.uphill
-    return jnp.where(at.jumps, start, x), jnp.where(jnp.any(base.v != 0), base.v, v), best, climb
-
-  def body(state, inputs):
-    x, v, best, climb = state
-    index, at = inputs
-    noise = jax.random.normal(jax.random.fold_in(key, index), centers.shape, centers.dtype)
-    starts = centers + noise * (scale / math.sqrt(centers.shape[1]))[:, None]
-    return jax.vmap(step, (0, 0, 0, 0, 0, 0, None))(x, v, best, climb, starts, scale, at), None
-
-  # The first two begin in their centers, which are the argument and 0.
-  noise = jax.random.normal(key, centers.shape, centers.dtype)
-  noise = noise * (scale / math.sqrt(centers.shape[1]))[:, None]
-  x = centers + jnp.where(jnp.arange(n_starts)[:, None] < 2, 0, noise)
-  best = _Best(jnp.zeros(n_starts, x.dtype), x, v, jnp.zeros_like(x))
-  state = x, v, best, jnp.full(n_starts, FIRST_CLIMB, x.dtype)
-  schedule = jnp.arange(n_steps + 1), _schedule(n_steps, x.dtype)
-  best = lax.scan(body, state, schedule)[0][2]
-
-  def polish(x, v):
-    apply, adjoint = _jacobian(f, x, traced.has_reverse)
-    polished = lax.fori_loop(0, N_POLISHING, lambda _, v: _unit(adjoint(_unit(apply(v)))), v)
-    return jnp.where(jnp.any(polished != 0), polished, v)
-
-  return best.x, jax.vmap(polish)(best.x, best.v), scale
-
-
-def _schedule(n_steps: int, dtype) -> _Schedule:
-  """For the n steps and one more, which only looks at the last point."""
-  n_jumps = n_climb = n_steps // 8
-  n_long = (n_steps - n_jumps - n_climb) // 2
-  n_short = n_steps - n_jumps - n_climb - n_long
-  walks = [jnp.geomspace(*ends, n) for ends, n in ((LONG_STEPS, n_long), (SHORT_STEPS, n_short))]
-  index = jnp.arange(n_steps + 1)
-  lengths = jnp.pad(jnp.concatenate(walks), (n_jumps, n_climb + 1)).astype(dtype)
-  returns = (index == n_jumps) | (index == n_jumps + n_long) | (index >= n_steps - n_climb)
-  return _Schedule(lengths, index < n_jumps, returns, index >= n_steps - n_climb)
-
-
-def _starts(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-  """Centers, in turn `x` and 0, and how far it is across the surroundings looked at."""
-  typical = norm_and_direction(x, 0)[0]
-  typical = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, math.sqrt(x.size))
-  n_scales = -(-n // 2)
-  scales = jnp.geomspace(SMALLEST_SCALE, LARGEST_SCALE, n_scales, dtype=x.dtype)
-  # The middle scale first: that of the first two, which begin in their centers.
-  scales = jnp.roll(scales, -(n_scales // 2)).repeat(2)[:n] * typical
-  return jnp.where(jnp.arange(n)[:, None] % 2 == 0, x, 0), scales
-
-
-def _jacobian(f, x, has_reverse):
-  """The Jacobian at `x` and its adjoint, as functions of vectors."""
-  if has_reverse:
-    _, apply = jax.linearize(f, x)
-    transposed = jax.linear_transpose(apply, x)
-    return apply, lambda u: transposed(u)[0]
-  apply = lambda v: jax.jvp(f, (x,), (v,))[1]
-  return apply, lambda u: jax.jacfwd(lambda x: jnp.vdot(u, f(x)))(x)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-  """The direction; 0 for a vector that has none."""
-  direction = norm_and_direction(x, 0)[1]
-  return jnp.where(jnp.isfinite(direction).all(), direction, 0)
-
-
-# ---- the number ----
 
 
 def _best_slope(traced, consts, x, v, scale, rounding) -> jax.Array:

@@ -41,14 +41,14 @@ def _of_node(node: Node) -> Range | None:
     return BOUNDED[name]
   if name in ("add", "sub", "mul", "max", "min", "neg"):
     ranges = [value_range(x) for x in operands]
-    return None if None in ranges else _combined(name, *ranges)
+    known = [x for x in ranges if x is not None]
+    return _combined(name, *known) if len(known) == len(ranges) else None
   if not isinstance(node.part, LinearPart) or node.has_constants or len(node.parents) != 1:
     return None
   within = value_range(node.parents[0])
   if (
     within is None
-    or node.part.is_selection
-    and node.part.roundings == 0
+    or (node.part.is_selection and node.part.roundings == 0)
     or node.part.magnitude is None
   ):
     return within if node.part.is_selection else None

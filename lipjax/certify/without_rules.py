@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import primitives
 
+from lipjax.certify import jaxprs
 from lipjax.measure.scaling import nonzero
 
 #: Calls whose body is evaluated in place, with the names of the parameter that holds it.
@@ -67,7 +68,7 @@ def evaluate(
   Returns:
     The flat outputs.
   """
-  consts = getattr(closed, "consts", ()) if consts is None else consts
+  consts = jaxprs.consts(closed) if consts is None else consts
   return [_plain(value) for value in _evaluate(closed, consts, args, soften)]
 
 
@@ -79,7 +80,7 @@ def float_dtypes(closed: Any) -> set[Any]:
 
 
 def _evaluate(closed: Any, consts: Any, args: Any, soften: bool) -> list[Any]:
-  jaxpr = getattr(closed, "jaxpr", closed)
+  jaxpr = jaxprs.opened(closed)
   env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
   env.update(zip(jaxpr.invars, args, strict=True))
 
@@ -98,7 +99,7 @@ def _apply(eqn: Any, inputs: list[Any], soften: bool) -> list[Any]:
   primitive = eqn.primitive
   if primitive in _INLINED:
     body = eqn.params[_INLINED[primitive]]
-    return _evaluate(body, getattr(body, "consts", ()), inputs, soften)
+    return _evaluate(body, jaxprs.consts(body), inputs, soften)
   if primitive is primitives.stop_gradient_p:
     return inputs
   if soften:

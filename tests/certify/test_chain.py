@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from reference import FLOAT, X64, normal, top_sigma
 
-from lipjax.certify.chain import chain_upper_bounds
-from lipjax.certify.chain_products import (
+from lipjax.certify.chains.bounds import chain_upper_bounds
+from lipjax.certify.chains.products import (
   exponent_of,
   product,
   product_lost,

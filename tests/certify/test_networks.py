@@ -16,7 +16,8 @@ def steepest(fn, x):
   """The largest norm of the Jacobian at a few points."""
   noise = jax.random.normal(jax.random.key(0), (4, *x.shape))
   jacobian = jax.jit(jax.jacrev(lambda x: fn(x).ravel()))
-  matrices = [np.asarray(jacobian(s * n), np.float64) for s, n in zip((0, 0.1, 1, 10), noise)]
+  points = [s * n for s, n in zip((0, 0.1, 1, 10), noise, strict=True)]
+  matrices = [np.asarray(jacobian(x), np.float64) for x in points]
   return max(np.linalg.norm(m.reshape((len(m), -1)), 2) for m in matrices)
 
 

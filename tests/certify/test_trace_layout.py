@@ -11,8 +11,7 @@ from flax import nnx
 from reference import FLOAT, jacobian, normal, operator_matrices, top_sigma
 
 import lipjax
-from lipjax import Convolution, Dense, Diagonal, LayoutError
-from lipjax.certify.trace_layout import trace_layout
+from lipjax import Convolution, Dense, Diagonal, LayoutError, trace_layout
 from lipjax.operators.paths import float_leaves
 
 KEY = jax.random.key(0)

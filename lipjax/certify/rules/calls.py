@@ -6,21 +6,22 @@ from typing import Any
 
 from jax.core import Tracer
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node
 from lipjax.certify.interpreter import evaluate, rule_for
+from lipjax.certify.jaxprs import callee, source_line
 
 
 @rule_for("jit", "closed_call", "checkpoint")
 def call(eqn: Any, *operands: Any) -> Any:
   """Read through."""
-  return evaluate(_body(eqn, "jaxpr", "call_jaxpr"), operands)
+  return evaluate(callee(eqn.params), operands)
 
 
 @rule_for("custom_jvp_call", "custom_vjp_call")
 def custom(eqn: Any, *operands: Any) -> Any:
   """Read through: the function, never its derivative rule."""
-  return evaluate(_body(eqn, "call_jaxpr", "fun_jaxpr", "jaxpr"), operands)
+  return evaluate(callee(eqn.params), operands)
 
 
 @rule_for("cond")
@@ -32,7 +33,3 @@ def cond(eqn: Any, which: Any, *operands: Any) -> Any:
     raise CertifyError(msg)
   branches = eqn.params["branches"]
   return evaluate(branches[min(max(int(which), 0), len(branches) - 1)], operands)
-
-
-def _body(eqn: Any, *names: Any) -> Any:
-  return next(eqn.params[name] for name in names if name in eqn.params)

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node, ScalarPart
 from lipjax.certify.interpreter import is_scalar, rule_for, scalar
-from lipjax.certify.slopes import slope_interval
+from lipjax.certify.jaxprs import source_line
+from lipjax.certify.slopes.search import slope_interval
 
 SCALAR_PRIMITIVES = [
   "abs",

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node
 from lipjax.certify.interpreter import evaluate, rule_for
+from lipjax.certify.jaxprs import scan_counts, source_line
 from lipjax.certify.linear_parts import merged, moved
 
 #: A loop with more turns is refused: every turn becomes nodes of its own.
@@ -25,7 +26,7 @@ def scan(eqn: Any, *operands: Any) -> Any:
   if length > MAX_TURNS:
     msg = f"A scan of {length} turns{source_line(eqn)}; at most {MAX_TURNS} are written out."
     raise CertifyError(msg)
-  n_consts, n_carry = p["num_consts"], p["num_carry"]
+  n_consts, n_carry = scan_counts(eqn)
   consts, carry = operands[:n_consts], list(operands[n_consts : n_consts + n_carry])
   xs, rows = operands[n_consts + n_carry :], []
   turns = range(length)[::-1] if p["reverse"] else range(length)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node
 from lipjax.certify.interpreter import rule_for
+from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import convolution_part, dot_part
 
 

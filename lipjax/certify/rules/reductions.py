@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
 from lipjax.certify.interpreter import rule_for, size
+from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import window_sum_norm
 
 

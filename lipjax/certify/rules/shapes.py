@@ -11,9 +11,10 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node
 from lipjax.certify.interpreter import rule_for, size
+from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import merged, moved
 
 

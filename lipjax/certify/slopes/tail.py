@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lipjax.certify import interval as iv
-from lipjax.certify.interval import Interval
-from lipjax.certify.scalar_functions import ScalarFunction
+from lipjax.certify.slopes import interval as iv
+from lipjax.certify.slopes.interval import Interval
+from lipjax.certify.slopes.scalar_functions import ScalarFunction
 
 _OVER, _UNDER = 1 + 1e-9, 1 - 1e-9
 #: Constants of envelopes are at least this, unless they are exactly 0, which would stay 0 in a

@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from lipjax.certify import interval as iv
-from lipjax.certify import slope_errors
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.exact import kinks
 from lipjax.certify.inline import inline
-from lipjax.certify.interval import Interval
-from lipjax.certify.slope_choices import agreements
-from lipjax.certify.slope_evaluation import evaluate
-from lipjax.certify.slope_graph import Graph, build
-from lipjax.certify.slope_rules import Boxes, Dual
-from lipjax.certify.slope_table import known_slopes
-from lipjax.certify.tail import Ray
+from lipjax.certify.slopes import errors as slope_errors
+from lipjax.certify.slopes import interval as iv
+from lipjax.certify.slopes.choices import agreements
+from lipjax.certify.slopes.evaluation import evaluate
+from lipjax.certify.slopes.exact import kinks
+from lipjax.certify.slopes.graph import Graph, build
+from lipjax.certify.slopes.interval import Interval
+from lipjax.certify.slopes.rules import Boxes, Dual
+from lipjax.certify.slopes.table import known_slopes
+from lipjax.certify.slopes.tail import Ray
 
 #: How far the result may be from the slopes that are attained, relative to the larger one.
 TOLERANCE = 1e-4

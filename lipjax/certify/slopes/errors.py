@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lipjax.certify.errors import CertifyError, source_line
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.inline import Equation
+from lipjax.certify.jaxprs import source_line
 
 
 class NotLipschitzError(CertifyError):
@@ -54,6 +55,6 @@ def unknown(primitive: str, place: str, reason: str = "") -> UnknownPrimitiveErr
   """The error of a primitive that has no rule."""
   return UnknownPrimitiveError(
     f"The slopes of {primitive}{place} are not known{reason}. Write the function with "
-    "elementwise primitives of jax.lax that have a rule, or register a rule: "
-    "lipjax.certify.slope_rules.RULES[primitive] = rule."
+    "elementwise primitives of jax.lax that have a rule, or give the primitive a "
+    "bound with lipjax.register_rule."
   )

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lipjax.certify.slope_choices import Truth, choose, combine, compare
-from lipjax.certify.slope_graph import COMPARISONS, LOGIC, Graph
-from lipjax.certify.slope_rules import Dual, apply_rule
+from lipjax.certify.slopes.choices import Truth, choose, combine, compare
+from lipjax.certify.slopes.graph import COMPARISONS, LOGIC, Graph
+from lipjax.certify.slopes.rules import Dual, apply_rule
 
 
 def evaluate(graph: Graph, ar: Any, x: Any, agreed: dict[int, set[int]]) -> list[Dual | Truth]:

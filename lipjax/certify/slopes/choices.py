@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lipjax.certify import interval as iv
-from lipjax.certify.exact import candidates, exact_values, gap
-from lipjax.certify.interval import Interval
-from lipjax.certify.slope_graph import COMPARISONS, LOGIC, Graph, Node
-from lipjax.certify.slope_rules import Boxes, Dual
+from lipjax.certify.slopes import interval as iv
+from lipjax.certify.slopes.exact import candidates, exact_values, gap
+from lipjax.certify.slopes.graph import COMPARISONS, LOGIC, Graph, Node
+from lipjax.certify.slopes.interval import Interval
+from lipjax.certify.slopes.rules import Boxes, Dual
 
 #: In how many boxes of one round a choice is looked into, one by one; in others it may jump.
 MOST_CROSSINGS = 256

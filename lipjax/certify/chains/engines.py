@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.certify.chain_products import (
+from lipjax.certify.chains.products import (
   CHUNK,
   exponent_of,
   magnitude_norm,

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lipjax.certify import interval as iv
-from lipjax.certify import slope_errors
-from lipjax.certify.interval import Interval
-from lipjax.certify.scalar_functions import FUNCTIONS, integer_power, real_power
-from lipjax.certify.slope_graph import Node
+from lipjax.certify.slopes import errors as slope_errors
+from lipjax.certify.slopes import interval as iv
+from lipjax.certify.slopes.graph import Node
+from lipjax.certify.slopes.interval import Interval
+from lipjax.certify.slopes.scalar_functions import FUNCTIONS, integer_power, real_power
 
 #: Further rules, by the primitive: `rule(arithmetic, *duals, **params)` returns a `Dual`.
 RULES: dict[Any, Any] = {}

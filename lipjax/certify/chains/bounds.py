@@ -2,8 +2,8 @@ r"""Certified Lipschitz bounds of a chain of matrices and elementwise functions.
 
 A chain of any scale is brought into one form first, `Layer`: the slopes' magnitudes become
 part of the next matrix, and powers of two, which round nothing, make every matrix's norm lie
-between ½ and 1. The engines see that form only; see `lipjax.certify.chain_engines` and
-`lipjax.certify.chain_eclipse`.
+between ½ and 1. The engines see that form only; see `lipjax.certify.chains.engines` and
+`lipjax.certify.chains.eclipse`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from lipjax.certify.chain_eclipse import eclipse
-from lipjax.certify.chain_engines import Layer, liplt, magnitude, product_of_norms
-from lipjax.certify.chain_products import (
+from lipjax.certify.chains.eclipse import eclipse
+from lipjax.certify.chains.engines import Layer, liplt, magnitude, product_of_norms
+from lipjax.certify.chains.products import (
   exponent_of,
   magnitude_norm,
   norms_above,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from lipjax.certify.slope_graph import Graph, Node
+from lipjax.certify.slopes.graph import Graph, Node
 
 Value = Fraction | bool | None
 

@@ -4,7 +4,7 @@ The graphs are traced from the installed JAX, so they follow its way of writing 
 and are compared node by node: a function's name says nothing.
 
 The slopes are those of exact real functions. The non-trivial ones, found and proved by
-bisection (`lipjax.certify.slopes`; the tests do it again), are rounded outward in the eighth
+bisection (`lipjax.certify.slopes.search`; the tests do it again), are rounded outward in the eighth
 decimal, which also covers constants rounded to float32.
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.inline import inline
-from lipjax.certify.slope_graph import COMMUTATIVE, Graph, build
+from lipjax.certify.slopes.graph import COMMUTATIVE, Graph, build
 
 #: Stands for a parameter where a function is traced; exact in every dtype, met nowhere else.
 _HOLE = 0.7109375

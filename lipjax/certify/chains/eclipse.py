@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.certify.chain_engines import Bound, Layer
-from lipjax.certify.chain_products import (
+from lipjax.certify.chains.engines import Bound, Layer
+from lipjax.certify.chains.products import (
   magnitude_norm,
   norm_above,
   over_layers,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lipjax.certify import interval as iv
-from lipjax.certify.interval import Interval
+from lipjax.certify.slopes import interval as iv
+from lipjax.certify.slopes.interval import Interval
 
 #: Relative error of numpy's and the C library's functions, in ulps, with a wide margin.
 ULPS = 16

@@ -1,0 +1,1 @@
+"""Bounds of chains: weights with scalar functions between them."""

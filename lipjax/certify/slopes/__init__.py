@@ -1,0 +1,1 @@
+"""The range of slopes of a scalar function, such as an activation."""

@@ -1,0 +1,1 @@
+"""The operator that each parameter is, read off the trace of a function."""
