@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import convolutions, norms, spectral_norm, update
+from benchmarks.speed import certify, convolutions, norms, spectral_norm, update
 from benchmarks.speed.timing import environment
 from benchmarks.speed.trees import SHAPES
 
@@ -23,11 +23,12 @@ def main() -> None:
     sub.add_argument("sizes", nargs="+", choices=choices, type=kind)
     sub.add_argument("--blocks", type=int, help="samples of each case")
   convolutions.add_arguments(what.add_parser("convolutions"))
+  certify.add_arguments(what.add_parser("certify"))
   for sub in what.choices.values():
     sub.add_argument("--out", type=Path, help="write the JSON here")
   args = parser.parse_args()
   env = environment()
-  results = _convolutions(args) if args.benchmark == "convolutions" else _sizes(args)
+  results = {"convolutions": _convolutions, "certify": _certify}.get(args.benchmark, _sizes)(args)
   text = json.dumps({"environment": env, "results": results}, indent=1)
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,12 @@ def _convolutions(args: argparse.Namespace) -> list[dict]:
   options = ("quick", "blocks", "peers", "torch_python")
   result = convolutions.run(**{name: getattr(args, name) for name in options})
   convolutions.show(result)
+  return [result]
+
+
+def _certify(args: argparse.Namespace) -> list[dict]:
+  result = certify.run(args.networks, args.limit)
+  certify.show(result)
   return [result]
 
 

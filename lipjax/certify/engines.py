@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,14 +27,18 @@ def product_bounds(order: list[Node]) -> dict[int, jax.Array]:
   """For every node a bound from its parents' bounds and the norms of what is between."""
   bounds: dict[int, jax.Array] = {}
   for node in order:
-    bounds[id(node)] = _from_parents(node, bounds)
+    bounds[id(node)] = bound_from_parents(node, bounds)
   return bounds
 
 
-def _from_parents(node: Node, bounds: dict[int, jax.Array]) -> jax.Array:
+def bound_from_parents(node: Node, bounds: Mapping[int, jax.Array]) -> jax.Array:
+  """How far a node moves at most when its parents move as far as given."""
   if node.part is None:
     return jnp.ones((), compute_dtype(node.aval.dtype))
-  factors = gains(node)
+  return _joint(node, gains(node), bounds)
+
+
+def _joint(node: Node, factors: Sequence[Any], bounds: Mapping[int, jax.Array]) -> jax.Array:
   terms = [up(g * bounds[id(p)], 2) for g, p in zip(factors, node.parents, strict=True)]
   if len(terms) == 1:
     return terms[0]
@@ -61,7 +66,8 @@ def gains(node: Node) -> list:
     case LipschitzPart(constants=constants):
       return list(constants)
     case ScalarPart(slopes=slopes):
-      return [max(map(abs, slopes()))]
+      low, high = slopes()
+      return [jnp.max(jnp.maximum(jnp.abs(low), jnp.abs(high)), initial=0)]
   return []
 
 
@@ -93,29 +99,56 @@ def liplt_bounds(order: list[Node], outputs: list[Node]) -> dict[int, jax.Array]
     refined = {id(node) for node in outputs}
   bounds: dict[int, jax.Array] = {}
   for node in order:
-    bound = _from_parents(node, bounds)
+    bound = bound_from_parents(node, bounds)
     if id(node) in refined:
-      bound = jnp.minimum(bound, _from_sources(node, order, bounds))
-    bounds[id(node)] = bound
+      # Not the minimum, as an overflow makes the other one no number.
+      bound = jnp.fmin(bound, _from_sources(node, order, bounds))
+    # On a domain it can be known already.
+    bounds[id(node)] = jnp.minimum(bound, node.cache.get("reach", jnp.inf))
   return bounds
 
 
 def _from_sources(target: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax.Array:
-  terms = []
-  for node, norm in backward_norms(target, order):
-    if node.part is None:
-      terms.append(norm)
-      continue
-    if isinstance(node.part, ScalarPart):
-      low, high = node.part.slopes()
-      terms.append(up(norm * (high - low) / 2 * bounds[id(node.parents[0])], 6))
+  # What is split into a linear part and a rest is larger, if the rest is.
+  has_linear = any(isinstance(x.part, LipschitzPart) and x.part.linear for x in order)
+  ways = [from_sources(target, order, bounds, splits=x)[0] for x in {False, has_linear}]
+  return functools.reduce(jnp.fmin, ways)
+
+
+def from_sources(
+  target: Node, order: list[Node], bounds: Mapping[int, jax.Array], *, splits: bool
+) -> tuple[jax.Array, jax.Array | None]:
+  """How far the target moves at most, and how far each of its entries, if its matrices are small.
+
+  Functions with a linear part are split into that and the rest if `splits`.
+  """
+  totals, entries = [], []
+  for source, norm, matrix in backward_norms(target, order, splits=splits):
+    part = source.part
+    if part is None:
+      moved = jnp.ones((), norm.dtype)
+    elif isinstance(part, ScalarPart):
+      half = _half(part)
+      moved, norm = bounds[id(source.parents[0])], norm * jnp.max(half, initial=0)
+      matrix = None if matrix is None else matrix.scaled(half)
+      if half.ndim and matrix is not None:
+        norm = jnp.minimum(norm, matrix.norm())
+    elif isinstance(part, LipschitzPart) and part.linear is not None and splits:
+      moved = _joint(source, part.rest(), bounds)
     else:
-      terms.append(up(norm * _from_parents(node, bounds), 4))
-  return up(functools.reduce(jnp.add, terms, jnp.zeros(())), len(terms) + 1)
+      moved = bound_from_parents(source, bounds)
+    totals.append(up(norm * moved, 6))
+    entries.append(None if matrix is None else up(matrix.row_norms() * moved, 6))
+  total = up(functools.reduce(jnp.add, totals, jnp.zeros(())), len(totals) + 1)
+  if not entries or any(x is None for x in entries):
+    return total, None
+  return total, up(functools.reduce(jnp.add, entries), len(entries) + 1).reshape(target.shape)
 
 
-def backward_norms(target: Node, order: list[Node]):
-  """Pairs of a source, an input or a nonlinear node, and a bound of ‖A‖ from it to the target."""
+def backward_norms(
+  target: Node, order: list[Node], *, splits: bool = True
+) -> Iterator[tuple[Node, jax.Array, Rows | None]]:
+  """A source, an input or a nonlinear node, a bound of ‖A‖ from it to the target, and its rows."""
   dtype = compute_dtype(target.aval.dtype)
   n_rows = math.prod(target.shape)
   norms = {id(target): jnp.ones((), dtype)}
@@ -131,13 +164,21 @@ def backward_norms(target: Node, order: list[Node]):
     if is_source and matrix is not None:
       norm = jnp.minimum(norm, matrix.norm())
     if is_source:
-      yield node, norm
-    if node.part is None or isinstance(node.part, LipschitzPart):
+      yield node, norm, matrix
+    part = node.part
+    if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
       continue
     for i, parent in enumerate(node.parents):
       gain, earlier = _step_back(node, i, matrix)
       norms[id(parent)] = up(norms.get(id(parent), 0) + norm * gain, 2)
       rows[id(parent)] = _joined(rows[id(parent)], earlier) if id(parent) in rows else earlier
+
+
+def _half(part: ScalarPart) -> jax.Array:
+  """How far slopes are from the middle one."""
+  low, high = part.slopes()
+  middle = (low + high) / 2
+  return up(jnp.maximum(high - middle, middle - low), 2)
 
 
 def _joined(one: Rows | None, other: Rows | None) -> Rows | None:
@@ -160,8 +201,8 @@ def _step_back(node: Node, i: int, matrix: Rows | None) -> tuple[Any, Rows | Non
   if isinstance(node.part, ScalarPart):
     low, high = node.part.slopes()
     middle = (low + high) / 2
-    return abs(middle), None if matrix is None else matrix.scaled(middle)
-  part = node.part
+    return jnp.max(jnp.abs(middle), initial=0), None if matrix is None else matrix.scaled(middle)
+  part = node.part.linear if isinstance(node.part, LipschitzPart) else node.part
   if not isinstance(part, LinearPart):
     msg = "Only linear parts and scalar functions have a matrix."
     raise TypeError(msg)

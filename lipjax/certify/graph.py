@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -47,19 +47,33 @@ class LinearPart:
 class LipschitzPart:
   """A function with ``|f(x) - f(y)|² ≤ Σ constants² |xᵢ - yᵢ|²`` over its parents.
 
-  If `adds` only ``|f(x) - f(y)| ≤ Σ constants |xᵢ - yᵢ|``.
+  If `adds` only ``|f(x) - f(y)| ≤ Σ constants |xᵢ - yᵢ|``. On a domain a function with a
+  derivative is also a linear function, that of its middle, and a rest with smaller constants.
+
+  Attributes:
+    constants: one for each parent.
+    adds: whether slopes add.
+    linear: the linear function of the parents; None if there is none.
+    rest: thunk of the constants, likewise, of f less `linear`.
   """
 
   constants: tuple[Any, ...]
   adds: bool = False
+  linear: LinearPart | None = None
+  rest: Callable[[], tuple[Any, ...]] = tuple
 
 
 @dataclasses.dataclass(frozen=True)
 class ScalarPart:
-  """A scalar function of every entry of the one parent; its slopes are looked for when asked."""
+  """A scalar function of every entry of the one parent.
 
-  fn: Callable[[jax.Array], jax.Array]
+  Attributes:
+    slopes: the smallest and the largest slope, for all entries or for each.
+    cells: its slopes and values on intervals.
+  """
+
   slopes: Callable[[], tuple[Any, Any]]
+  cells: Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +86,24 @@ class Failure:
 Part = LinearPart | LipschitzPart | ScalarPart | Failure
 
 
+class Recipe(NamedTuple):
+  """How an array was computed, for patterns and for ranges of values.
+
+  Attributes:
+    name: the primitive's, or a pattern's.
+    params: its parameters.
+    operands: nodes and constants.
+    bind: from values of the operands to the array; None for patterns.
+  """
+
+  name: str
+  params: dict[str, Any]
+  operands: tuple[Any, ...]
+  bind: Callable[..., jax.Array] | None = None
+
+
 # Without a repr: one that shows its parents grows exponentially.
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Node:
   """One array of the traced function.
 
@@ -82,18 +112,18 @@ class Node:
     part: how it depends on the parents; None for the function's input.
     parents: earlier nodes.
     link: the earlier node and the function of its every entry that this one is, if so.
-    recipe: the primitive's name, its parameters and operands, for patterns.
-    has_constants: whether some entries are constants.
-    range_cache: of `lipjax.certify.ranges`.
+    recipe: how it is computed; None if the part says it all.
+    domain: of an input, where it may lie; None for everywhere.
+    cache: of `lipjax.certify.ranges`.
   """
 
   aval: jax.ShapeDtypeStruct
   part: Part | None = None
   parents: tuple[Node, ...] = ()
   link: tuple[Node, Callable[[jax.Array], jax.Array]] | None = None
-  recipe: Any = None
-  has_constants: bool = False
-  range_cache: list[Any] = dataclasses.field(default_factory=list)
+  recipe: Recipe | None = None
+  domain: Any = None
+  cache: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -14,13 +14,17 @@ from jax.core import Tracer
 from jax.extend.core import Literal, Primitive, primitives
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.graph import Failure, Node
+from lipjax.certify.graph import Failure, Node, Recipe
 from lipjax.certify.jaxprs import consts, opened, source_line
 
 #: A constant array or a node.
 Operand = Any
 #: ``rule(eqn, *operands)`` gives the equation's results.
 Rule = Callable[..., Any]
+
+#: Primitives that hold programs, whose results have recipes already.
+CALLS = ("jit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+CALLS += ("cond", "scan", "while")
 
 #: Rules of JAX's own primitives by name, and of others by the primitive itself.
 RULES: dict[str, Rule] = {}
@@ -84,7 +88,20 @@ def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
     results = rule(eqn, *operands)
   except CertifyError as error:
     return [Node(v.aval, Failure(error)) for v in eqn.outvars]
-  return list(results) if eqn.primitive.multiple_results else [results]
+  results = list(results) if eqn.primitive.multiple_results else [results]
+  for i, result in enumerate(results):
+    is_new = isinstance(result, Node) and not any(result is x for x in operands)
+    if is_new and result.recipe is None and name not in CALLS:
+      result.recipe = Recipe(name, eqn.params, tuple(operands), _binder(eqn, i))
+  return results
+
+
+def _binder(eqn: Any, i: int) -> Callable[..., Any]:
+  def bind(*values: Any) -> Any:
+    results = eqn.primitive.bind(*values, **eqn.params)
+    return results[i] if eqn.primitive.multiple_results else results
+
+  return bind
 
 
 def _computed(eqn: Any, operands: list[Operand]) -> list[Operand]:

@@ -52,7 +52,7 @@ def merged(aval: Any, apply: Callable[..., jax.Array], operands: Sequence[Any]) 
 
   norms = tuple((lambda: 1.0) for _ in parents)
   part = LinearPart(linear, norms, is_disjoint=True, magnitude=linear, is_selection=True)
-  return Node(aval, part, parents, has_constants=True)
+  return Node(aval, part, parents)
 
 
 def scaled(factor: Any) -> LinearPart:

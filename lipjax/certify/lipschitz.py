@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
+from lipjax.certify.domain import domains
 from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node, in_order
@@ -27,7 +28,13 @@ ENGINES = {
 }
 
 
-def lipschitz_upper_bound(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., jax.Array]:
+def lipschitz_upper_bound(
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int] = 0,
+  *,
+  radius: Any | None = None,
+  box: tuple[Any, Any] | None = None,
+) -> Callable[..., jax.Array]:
   r"""A function of the same arguments that gives a proved Lipschitz constant of `fn`.
 
   .. math:: \|f(x) - f(y)\|_2 \le L\,\|x - y\|_2 \quad\text{for all } x, y
@@ -39,19 +46,30 @@ def lipschitz_upper_bound(fn: Callable[..., Any], argnums: int = 0) -> Callable[
   (Fazlyab et al. 2023) on any graph, and on chains of layers ECLipsE-Fast (Xu and
   Sivaranjani 2024) and the norm of the product of the weights' magnitudes.
 
-  Guarantee: an upper bound for all inputs of the given shape and for the function in exact
-  arithmetic, rounding in computing the bound included. Nothing is taken to have slope 1 that
-  is not known to: what has no rule, or no Lipschitz constant, raises.
+  With a `radius`, for all x and y at most so far from the given argument; with a `box`, for
+  those between its ends. Ranges of values are then propagated, and slopes are those on them: a
+  unit that does not switch is linear, and products of two arrays, as in self-attention, and
+  layer norms get the bounds that they have there.
+
+  Guarantee: an upper bound for all inputs of the given shape, or of the given domain, and for
+  the function in exact arithmetic, rounding in computing the bound included. Nothing is taken
+  to have slope 1 that is not known to: what has no rule, or no Lipschitz constant, raises. On a
+  domain it rests on XLA's exponentials being right to 512 units in the last place. Infinite
+  where ranges hold a point of infinite slope, or overflow.
 
   Args:
     fn: any JAX function of arrays; linen, nnx, Haiku and Equinox modules are applied in a
       lambda. In evaluation mode: no dropout, no batch statistics.
     argnums: the argument that moves, or the arguments: pytrees of floating-point arrays.
+    radius: of the l2 ball around the argument, all its arrays together; a number, which may
+      be traced.
+    box: the smallest and the largest value of an entry: numbers, or arrays of the argument's
+      shape. With a radius too, what lies in both.
 
   Returns:
-    A function of `fn`'s arguments with a scalar, float32 or wider. Of the argument at
-    `argnums` only shapes and dtypes count. Differentiable in the other arguments, which may
-    be traced; under ``jax.jit`` too.
+    A function of `fn`'s arguments with a scalar, float32 or wider. Without a radius only
+    shapes and dtypes count of the argument at `argnums`. Differentiable in the other arguments,
+    which may be traced; under ``jax.jit`` too.
 
   Raises:
     CertifyError: a `ValueError` that names the primitive and the line that is in the way.
@@ -67,13 +85,18 @@ def lipschitz_upper_bound(fn: Callable[..., Any], argnums: int = 0) -> Callable[
   """
 
   def bound(*args: Any) -> jax.Array:
-    return _smallest(_bounds_by_engine(fn, argnums, args))[0]
+    return _smallest(bounds_by_engine(fn, argnums, args, radius, box))[0]
 
   return bound
 
 
 def lipschitz_bounds(
-  fn: Callable[..., Any], argnums: int | Sequence[int] = 0, **options: Any
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int] = 0,
+  *,
+  radius: Any | None = None,
+  box: tuple[Any, Any] | None = None,
+  **options: Any,
 ) -> Callable[..., Bounds]:
   r"""An interval that contains the Lipschitz constant of `fn`.
 
@@ -86,6 +109,8 @@ def lipschitz_bounds(
   Args:
     fn: any JAX function of arrays.
     argnums: the argument that moves, or the arguments.
+    radius: as in `lipschitz_upper_bound`.
+    box: likewise.
     options: of `lipschitz_lower_bound`.
 
   Returns:
@@ -101,10 +126,10 @@ def lipschitz_bounds(
     >>> print(f"{bounds.lower:.3f} {bounds.upper:.3f} {bounds.names}")
     3.000 3.000 product
   """
-  lower = lipschitz_lower_bound(fn, argnums, **options)
+  lower = lipschitz_lower_bound(fn, argnums, radius=radius, box=box, **options)
 
   def bounds(*args: Any) -> Bounds:
-    upper, method = _smallest(_bounds_by_engine(fn, argnums, args))
+    upper, method = _smallest(bounds_by_engine(fn, argnums, args, radius, box))
     return Bounds(lower(*args), upper, method)
 
   return bounds
@@ -119,7 +144,13 @@ def _smallest(bounds: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
   return values[best], methods[best]
 
 
-def _bounds_by_engine(fn, argnums: int | Sequence[int], args: Sequence[Any]):
+def bounds_by_engine(
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int],
+  args: Sequence[Any],
+  radius: Any | None = None,
+  box: tuple[Any, Any] | None = None,
+) -> dict[str, jax.Array]:
   """Upper bounds by the engine's name."""
   places = _places(argnums, len(args))
 
@@ -130,8 +161,15 @@ def _bounds_by_engine(fn, argnums: int | Sequence[int], args: Sequence[Any]):
     return jax.tree.leaves(fn(*whole))
 
   moving = [args[place] for place in places]
-  inputs = [Node(_aval(leaf)) for leaf in jax.tree.leaves(moving)]
-  results = evaluate(jax.make_jaxpr(of_moving)(moving), inputs)
+  leaves = jax.tree.leaves(moving)
+  avals = [_aval(leaf) for leaf in leaves]
+  inputs = [
+    Node(aval, domain=domain)
+    for aval, domain in zip(avals, domains(leaves, radius, box), strict=True)
+  ]
+  # Ranges are computed with the function's products, which must not be rounded to bfloat16.
+  with jax.default_matmul_precision("highest"):
+    results = evaluate(jax.make_jaxpr(of_moving)(moving), inputs)
   outputs = [x for x in results if isinstance(x, Node)]
   if not outputs:
     return {"product": jnp.zeros(())}
@@ -139,7 +177,7 @@ def _bounds_by_engine(fn, argnums: int | Sequence[int], args: Sequence[Any]):
   found = {"product": product_bounds(order), "liplt": liplt_bounds(order, outputs)}
   bounds = {name: hypotenuse([b[id(x)] for x in outputs]) for name, b in found.items()}
   chain = as_chain(order, outputs)
-  for name, value in _chain_bounds(*chain).items() if chain else ():
+  for name, value in _of_chain(*chain).items() if chain else ():
     bounds[name] = jnp.minimum(value, bounds[name]) if name in bounds else value
   return bounds
 
@@ -152,7 +190,13 @@ def _places(argnums: int | Sequence[int], n: int) -> list[int]:
   return [place % n for place in places]
 
 
+def _of_chain(weights: Any, slopes: Any) -> dict[str, jax.Array]:
+  is_local = any(jnp.ndim(end) for pair in slopes for end in pair)
+  return (_local_chain_bounds if is_local else _chain_bounds)(weights, slopes)
+
+
 _chain_bounds = jax.jit(chain_upper_bounds, static_argnums=1)
+_local_chain_bounds = jax.jit(chain_upper_bounds)
 
 
 def _aval(leaf: Any) -> jax.ShapeDtypeStruct:

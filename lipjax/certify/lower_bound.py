@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.ascent import search
+from lipjax.certify.domain import domains, project
 from lipjax.certify.without_rules import evaluate, float_dtypes
 from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero, norm_and_direction
@@ -26,6 +27,8 @@ def lipschitz_lower_bound(
   fn: Callable[..., Any],
   argnums: int | Sequence[int] = 0,
   *,
+  radius: Any | None = None,
+  box: tuple[Any, Any] | None = None,
   n_starts: int = 16,
   n_ascent_steps: int = 200,
   n_power_steps: int = 2,
@@ -39,10 +42,10 @@ def lipschitz_lower_bound(
   .. math:: \sup_{x\ne y}\ \|f(x)-f(y)\| / \|x-y\|
 
   over all inputs `x` and `y` of the shape of ``args[argnums]``, with the l2 norm over all
-  entries of all leaves, the other arguments held fixed. Only where the search begins
-  depends on the argument's values. For the constant on a convex set, such as a box, pass
-  ``lambda x: fn(jnp.clip(x, 0, 1))``: it is the same, since projecting brings no two
-  points further apart.
+  entries of all leaves, the other arguments held fixed; or over those within `radius` of the
+  argument, or in a `box`. Without these only where the search begins depends on the argument's
+  values. For the constant on another convex set pass ``lambda x: fn(project(x))``: it is the
+  same, since projecting brings no two points further apart.
 
   From every start x goes uphill on the norm of the Jacobian, :math:`\sigma(x) = u^TJ(x)v`
   with the top singular vectors held fixed in a step. The singular vectors come from power
@@ -66,6 +69,8 @@ def lipschitz_lower_bound(
   Args:
     fn: a function of floating-point arrays or pytrees of them, to such.
     argnums: the argument, or arguments, in which the slope is taken.
+    radius: of the l2 ball around the argument that inputs lie in, all leaves together.
+    box: the smallest and the largest value of an entry of the inputs.
     n_starts: points from which the search begins, side by side: the argument itself, 0, and
       noise around both at scales from 1/100 of the argument's to 100 times it.
     n_ascent_steps: steps from each: an eighth of them jumps, to choose a beginning; then
@@ -109,7 +114,7 @@ def lipschitz_lower_bound(
 
   @functools.wraps(fn)
   def bound(*args: Any, **kwargs: Any) -> jax.Array:
-    traced = _trace(fn, argnums, args, kwargs)
+    traced = _trace(fn, argnums, args, kwargs, radius, box)
     if traced.n_in == 0 or traced.n_out == 0:
       return jnp.zeros((), traced.dtype)
 
@@ -159,7 +164,9 @@ class _Traced(NamedTuple):
     return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in leaves])
 
 
-def _trace(fn: Callable[..., Any], argnums: Any, args: tuple[Any, ...], kwargs: Any) -> _Traced:
+def _trace(
+  fn: Callable[..., Any], argnums: Any, args: tuple[Any, ...], kwargs: Any, radius: Any, box: Any
+) -> _Traced:
   chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
   if any(not -len(args) <= i < len(args) for i in chosen):
     msg = (
@@ -173,7 +180,10 @@ def _trace(fn: Callable[..., Any], argnums: Any, args: tuple[Any, ...], kwargs: 
     _check_float(leaf, f"args[{chosen[key_path[0].idx]}]", path_string(key_path[1:]))
   leaves = [jnp.asarray(leaf) for leaf in leaves]
 
+  domain = domains(leaves, radius, box)
+
   def of_leaves(*leaves):
+    leaves = project(leaves, domain)
     replaced = list(args)
     for i, value in zip(chosen, jax.tree.unflatten(structure, leaves), strict=True):
       replaced[i] = value

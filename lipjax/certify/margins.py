@@ -25,8 +25,8 @@ def certified_radius(
 
   for the class i in question, with :math:`L_{ij}` a Lipschitz constant of
   :math:`f_i - f_j`. An l2 constant L of all logits together gives :math:`L_{ij}=\sqrt2L`,
-  since :math:`|(e_i-e_j)^T(f(x)-f(y))|\le\sqrt2\,\|f(x)-f(y)\|`; bounds pair by pair are
-  smaller.
+  since :math:`|(e_i-e_j)^T(f(x)-f(y))|\le\sqrt2\,\|f(x)-f(y)\|`; bounds pair by pair, which
+  `margin_upper_bounds` computes, are smaller.
 
   Guarantee: lower, rounding included, if `upper` is an upper bound and the logits are
   exact: closer than r to the input, no other class reaches class i's logit. Errors of the
@@ -118,7 +118,7 @@ def certified_accuracy(
     predict: maps a batch of inputs to logits (B, classes). It is jitted here, and called
       with one batch size only: the last batch is filled up.
     upper: an upper bound of its Lipschitz constant *per example*, or (classes, classes) of
-      pairs of logits, as for `certified_radius`.
+      pairs of logits (`margin_upper_bounds`), as for `certified_radius`.
     inputs: an array, of numpy or JAX, with the examples along the first axis, or a pytree
       of such; a batch at a time goes to the device.
     labels: integers (N,).

@@ -44,10 +44,18 @@ class Rows:
     """At least the norm of the exact matrix."""
     return _with_error(self.value, self.error)
 
+  def row_norms(self):
+    """At least the norm of each row of the exact matrix."""
+    rows = self.value.reshape((self.n_rows, -1))
+    scale = jnp.max(jnp.abs(rows), axis=1, initial=0)
+    scale = jnp.where(scale > 0, scale, 1)
+    square = jnp.sum(jnp.square(rows / scale[:, None]), axis=1)
+    return up(scale * jnp.sqrt(square), rows.shape[1] + 8) + self.error
+
   def scaled(self, factor: Any):
-    """Times a number."""
+    """Times a number, or one for each entry of the node."""
     lost = unit_roundoff(self.value.dtype) * _norm_above(self.value * factor)
-    return Rows(self.value * factor, up(abs(factor) * self.error + 2 * lost))
+    return Rows(self.value * factor, up(jnp.max(jnp.abs(factor)) * self.error + 2 * lost))
 
   def plus(self, other: Any):
     """Of two ways to the target."""

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lipjax.certify.engines import ENTRIES_UP_TO, ROWS_UP_TO, rows_to_source
 from lipjax.certify.graph import LinearPart, Node, ScalarPart
@@ -30,9 +31,13 @@ def as_chain(
     weights.append(rows.value.reshape((rows.n_rows, -1)))
     if not isinstance(source.part, ScalarPart):
       break
-    slopes.append(source.part.slopes())
+    slopes.append(tuple(_flat(end) for end in source.part.slopes()))
     node = source.parents[0]
   return tuple(weights[::-1]), tuple(slopes[::-1])
+
+
+def _flat(end: Any) -> Any:
+  return jnp.ravel(end) if jnp.ndim(end) else end
 
 
 def _fits(node: Node) -> bool:

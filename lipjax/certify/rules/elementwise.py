@@ -17,6 +17,8 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node, ScalarPart
 from lipjax.certify.interpreter import is_scalar, rule_for, scalar
 from lipjax.certify.jaxprs import source_line
+from lipjax.certify.ranges import value_range
+from lipjax.certify.slopes.line import slope_cells
 from lipjax.certify.slopes.search import slope_interval
 
 SCALAR_PRIMITIVES = [
@@ -76,25 +78,28 @@ def elementwise(eqn: Any, operands: Any) -> Any:
   """The equation as a function of the last node that all operands are functions of."""
   shared = shared_link(eqn, operands)
   aval = eqn.outvars[0].aval
-  recipe = (eqn.primitive.name, eqn.params, operands)
   if shared is None:
     error = CertifyError(
       f"{eqn.primitive.name!r} of two arrays that depend on the input{source_line(eqn)} is no "
       "function of one array's entries, and its slope is not bounded: bound the function on a "
       "smaller domain, or write a rule with lipjax.register_rule for the part that has a bound."
     )
-    return Node(aval, Failure(error), recipe=recipe)
+    return Node(aval, Failure(error))
   base, fn = shared
-  slopes = functools.cache(functools.partial(_slopes, fn, base.aval, aval))
-  return Node(aval, ScalarPart(fn, slopes), (base,), link=shared, recipe=recipe)
+  cells = functools.cache(functools.partial(slope_cells, fn, dtype=base.aval.dtype))
+  slopes = functools.cache(functools.partial(_slopes, fn, cells, base, aval))
+  return Node(aval, ScalarPart(slopes, cells), (base,), link=shared)
 
 
-def _slopes(fn: Any, base_aval: Any, aval: Any) -> Any:
+def _slopes(fn: Any, cells: Any, base: Node, aval: Any) -> Any:
   if not jnp.issubdtype(aval.dtype, jnp.floating):
     msg = f"A result of type {aval.dtype} has jumps, so that no slope bounds it."
     raise CertifyError(msg)
+  within = value_range(base)
+  if within is not None:
+    return tuple(jnp.broadcast_to(end, base.shape) for end in cells().between(*within))
   with jax.ensure_compile_time_eval():
-    found = slope_interval(fn, dtype=base_aval.dtype)
+    found = slope_interval(fn, dtype=base.aval.dtype)
   return found.lower, found.upper
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.graph import Node
+from lipjax.certify.graph import Node, Recipe
 from lipjax.certify.interpreter import evaluate, rule_for
 from lipjax.certify.jaxprs import scan_counts, source_line
 from lipjax.certify.linear_parts import merged, moved
@@ -20,7 +20,7 @@ MAX_TURNS = 4096
 
 @rule_for("scan")
 def scan(eqn: Any, *operands: Any) -> Any:
-  """Written out, each turn with its own weights."""
+  """Written out: each turn is a layer with its own weights."""
   p = eqn.params
   length = p["length"]
   if length > MAX_TURNS:
@@ -34,16 +34,11 @@ def scan(eqn: Any, *operands: Any) -> Any:
     results = evaluate(p["jaxpr"], [*consts, *carry, *(_at(x, turn) for x in xs)])
     carry, row = results[:n_carry], results[n_carry:]
     rows.append(row)
-  rows = rows[::-1] if p["reverse"] else rows
-  stacked = (
-    [
-      _stacked(v.aval, column)
-      for v, column in zip(eqn.outvars[n_carry:], zip(*rows, strict=True), strict=True)
-    ]
-    if rows
-    else []
-  )
-  return [*carry, *stacked]
+  if not rows:
+    return [*carry, *(jnp.zeros(v.aval.shape, v.aval.dtype) for v in eqn.outvars[n_carry:])]
+  columns = zip(*(rows[::-1] if p["reverse"] else rows), strict=True)
+  avals = [v.aval for v in eqn.outvars[n_carry:]]
+  return [*carry, *(_stacked(*column) for column in zip(avals, columns, strict=True))]
 
 
 @rule_for("while")
@@ -66,8 +61,11 @@ def while_(eqn: Any, *operands: Any) -> Any:
 
 
 def _at(x: Any, turn: Any) -> Any:
-  if not isinstance(x, Node):
+  if isinstance(x, Tracer):
     return x[turn]
+  if not isinstance(x, Node):
+    with jax.ensure_compile_time_eval():
+      return jnp.asarray(x)[turn]
   aval = jax.ShapeDtypeStruct(x.shape[1:], x.aval.dtype)
   return Node(aval, moved(lambda x: x[turn]), (x,))
 
@@ -75,4 +73,7 @@ def _at(x: Any, turn: Any) -> Any:
 def _stacked(aval: Any, column: Any) -> Any:
   if not any(isinstance(x, Node) for x in column):
     return jnp.stack(column)
-  return merged(aval, lambda *values: jnp.stack(values), column)
+  stack = lambda *values: jnp.stack(values)
+  node = merged(aval, stack, column)
+  node.recipe = Recipe("stack", {}, tuple(column), stack)
+  return node

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lipjax.certify.graph import LipschitzPart, Node
+from lipjax.certify.graph import LinearPart, LipschitzPart, Node, Recipe
+from lipjax.certify.range_rules import softmax_range
+from lipjax.certify.ranges import full_range, value_range
+from lipjax.measure.rounding import up
 
 
 def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
@@ -21,11 +26,45 @@ def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
   total = _source(denominator)
   if not _is(numerator, "exp") or not _is(total, "reduce_sum"):
     return None
-  axes = total.recipe[1]["axes"]
-  if total.recipe[2][0] is not numerator or not _is_put_back(denominator, aval.shape, axes):
+  axes = total.recipe.params["axes"]
+  if total.recipe.operands[0] is not numerator or not _is_put_back(denominator, aval.shape, axes):
     return None
-  z = _unshifted(numerator.recipe[2][0], axes)
-  return Node(aval, LipschitzPart((0.5,)), (z,), recipe=("softmax", {}, (z,)))
+  z = _unshifted(numerator.recipe.operands[0], axes)
+  recipe = Recipe("softmax", {"axes": axes}, (z,))
+  return Node(aval, _softmax_part(z, axes), (z,), recipe=recipe)
+
+
+def _softmax_part(z: Node, axes: tuple[int, ...]) -> LipschitzPart:
+  constants = (_softmax_slope(z, axes),)
+  if value_range(z, at_point=True) is None:
+    return LipschitzPart(constants)
+  ends = softmax_range(*full_range(z, at_point=True), axes)
+  p = ends[0] / 2 + ends[1] / 2
+  total = lambda x: jnp.sum(x, axes, keepdims=True)
+
+  def rest():
+    # diag(p) - pp' and diag(q) - qq' differ by max|p - q| + |p - q|(|p| + |q|) at most.
+    lower, upper = softmax_range(*full_range(z), axes)
+    away = jnp.maximum(upper - p, p - lower)
+    length = lambda x: jnp.sqrt(total(jnp.square(x)))
+    sizes = length(away) * (length(upper) + length(p))
+    return (up(jnp.max(jnp.max(away, axes, keepdims=True) + sizes, initial=0), p.size + 16),)
+
+  linear = LinearPart(
+    lambda x: p * x - p * total(p * x),
+    (lambda: up(jnp.max(p, initial=0) + jnp.max(jnp.abs(total(p) - 1), initial=0), p.size),),
+    roundings=2 * math.prod(z.shape[axis] for axis in axes) + 6,
+    magnitude=lambda x: p * x + p * total(p * x),
+    is_exact=False,
+  )
+  return LipschitzPart(constants, linear=linear, rest=functools.cache(rest))
+
+
+def _softmax_slope(z: Node, axes: tuple[int, ...]) -> Any:
+  """1/2, or the largest share where that is less: diag(p) - pp' is at most diag(p)."""
+  if value_range(z) is None:
+    return 0.5
+  return jnp.minimum(0.5, jnp.max(softmax_range(*full_range(z), axes)[1], initial=0))
 
 
 def log_sum_exp(left: Any, right: Any, aval: Any) -> Node | None:
@@ -33,12 +72,12 @@ def log_sum_exp(left: Any, right: Any, aval: Any) -> Node | None:
   for log, shift in ((left, right), (right, left)):
     if not _is(log, "log"):
       continue
-    total = _source(_without_abs(log.recipe[2][0]))
-    if not _is(total, "reduce_sum") or not _is(total.recipe[2][0], "exp"):
+    total = _source(_without_abs(log.recipe.operands[0]))
+    if not _is(total, "reduce_sum") or not _is(total.recipe.operands[0], "exp"):
       continue
-    z = total.recipe[2][0].recipe[2][0]
-    x = _unshifted(z, total.recipe[1]["axes"])
-    is_same = x is not z and _source(z.recipe[2][1]) is _source(shift)
+    z = total.recipe.operands[0].recipe.operands[0]
+    x = _unshifted(z, total.recipe.params["axes"])
+    is_same = x is not z and _source(z.recipe.operands[1]) is _source(shift)
     if is_same and total.shape == log.shape == shift.shape == aval.shape:
       return Node(aval, LipschitzPart((1.0,)), (x,))
   return None
@@ -50,13 +89,13 @@ def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
   The norm is convex in p, and √n where p is a unit vector.
   """
   logarithm = _source(log)
-  total = _source(_without_abs(logarithm.recipe[2][0])) if _is(logarithm, "log") else None
-  if total is None or not _is(total, "reduce_sum") or not _is(total.recipe[2][0], "exp"):
+  total = _source(_without_abs(logarithm.recipe.operands[0])) if _is(logarithm, "log") else None
+  if total is None or not _is(total, "reduce_sum") or not _is(total.recipe.operands[0], "exp"):
     return None
-  axes = total.recipe[1]["axes"]
-  reduced = logarithm.recipe[2][0]
+  axes = total.recipe.params["axes"]
+  reduced = logarithm.recipe.operands[0]
   is_put_back = _is_put_back(reduced, z.shape, axes) if reduced.shape == log.shape else False
-  if total.recipe[2][0].recipe[2][0] is not z or not is_put_back:
+  if total.recipe.operands[0].recipe.operands[0] is not z or not is_put_back:
     return None
   n = math.prod(z.shape[axis] for axis in axes)
   return Node(aval, LipschitzPart((math.sqrt(n),)), (_unshifted(z, axes),))
@@ -64,16 +103,16 @@ def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
 
 def _without_abs(node: Any) -> Any:
   """A sum of exponentials is its own magnitude."""
-  return node.recipe[2][0] if _is(node, "abs") else node
+  return node.recipe.operands[0] if _is(node, "abs") else node
 
 
 def _is(node: Any, name: str) -> bool:
-  return isinstance(node, Node) and node.recipe is not None and node.recipe[0] == name
+  return isinstance(node, Node) and node.recipe is not None and node.recipe.name == name
 
 
 def _source(node: Any) -> Any:
   """What is only copied along axes or given axes of size 1 here."""
-  while node.recipe is not None and node.recipe[0] in ("broadcast_in_dim", "reshape"):
+  while node.recipe is not None and node.recipe.name in ("broadcast_in_dim", "reshape"):
     node = node.parents[0]
   return node
 
@@ -85,7 +124,7 @@ def _places(node: Any, shape: tuple[int, ...]) -> np.ndarray:
     applied.append(node.part.apply)
     node = node.parents[0]
   with jax.ensure_compile_time_eval():
-    places = jax.numpy.arange(max(int(np.prod(source.shape)), 1)).reshape(source.shape)
+    places = jnp.arange(max(int(np.prod(source.shape)), 1)).reshape(source.shape)
     for apply in reversed(applied):
       places = apply(places)
   return np.broadcast_to(np.asarray(places), shape)
@@ -102,7 +141,7 @@ def _unshifted(z: Any, axes: tuple[int, ...]) -> Node:
   """X where z = x - s with s constant along the axes."""
   if not _is(z, "sub"):
     return z
-  x, s = z.recipe[2]
+  x, s = z.recipe.operands
   if not (isinstance(x, Node) and isinstance(s, Node)) or x.shape != z.shape:
     return z
   places = _places(s, z.shape)

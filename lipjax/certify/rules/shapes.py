@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,33 +14,30 @@ from jax import lax
 from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.graph import Node
-from lipjax.certify.interpreter import rule_for, size
+from lipjax.certify.graph import LinearPart, LipschitzPart, Node
+from lipjax.certify.interpreter import OTHER_RULES, RULES, rule_for, size
 from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import merged, moved
+from lipjax.measure.rounding import up
+from lipjax.operators.products import compute_dtype
 
 
-@rule_for(
-  "copy",
-  "optimization_barrier",
-  "reduce_precision",
-  "reshape",
-  "rev",
-  "sharding_constraint",
-  "slice",
-  "squeeze",
-  "transpose",
-)
+@rule_for("reshape", "rev", "slice", "squeeze", "transpose")
 def isometry(eqn: Any, x: Any) -> Any:
   """Entries are moved or left out: slope 1."""
-  recipe = (eqn.primitive.name, eqn.params, (x,))
-  return Node(eqn.outvars[0].aval, moved(_only(eqn)), (x,), recipe=recipe)
+  return Node(eqn.outvars[0].aval, moved(_only(eqn)), (x,))
 
 
-@rule_for("stop_gradient")
-def stop_gradient(eqn: Any, x: Any) -> Any:
-  """The value still depends on the input: slope 1, not 0."""
+@rule_for("copy", "name", "reduce_precision", "sharding_constraint", "stop_gradient")
+def same(eqn: Any, x: Any) -> Any:
+  """The same array, rounding apart: slope 1, also of ``stop_gradient``, whose value moves."""
   return x
+
+
+@rule_for("device_put", "optimization_barrier")
+def same_arrays(eqn: Any, *operands: Any) -> Any:
+  """The same arrays: slope 1."""
+  return list(operands)
 
 
 @rule_for("convert_element_type")
@@ -50,48 +49,56 @@ def convert_element_type(eqn: Any, x: Any) -> Any:
       why = "leads to complex numbers (as before an fft), which have no rules"
     msg = f"A conversion to {eqn.params['new_dtype']}{source_line(eqn)} {why}."
     raise CertifyError(msg)
-  # Rounding to fewer bits is taken for the identity, like all rounding of the function.
+  # Rounding to fewer bits is taken for the identity, like all rounding of the function; but
+  # bounds are computed in 32 bits at least, and a matrix of a bound does round.
   dtype = eqn.params["new_dtype"]
-  node = x if x.aval.dtype == dtype else None
-  cast = lambda value: value.astype(dtype)
-  return node or Node(eqn.outvars[0].aval, moved(cast), (x,), link=(x, lambda value: value))
+  if x.aval.dtype == dtype:
+    return x
+  before, after = compute_dtype(x.aval.dtype), compute_dtype(dtype)
+  part = moved(lambda value: value.astype(after))
+  if before != after:
+    part = dataclasses.replace(part, roundings=1)
+  return Node(eqn.outvars[0].aval, part, (x,), link=(x, lambda value: value.astype(dtype)))
 
 
-@rule_for("broadcast_in_dim")
+@rule_for("broadcast_in_dim", "tile")
 def broadcast_in_dim(eqn: Any, x: Any) -> Any:
-  """√copies."""
+  """√(copies of an entry)."""
   copies = size(eqn.outvars[0].aval.shape) / max(size(x.shape), 1)
-  recipe = (eqn.primitive.name, eqn.params, (x,))
-  part = moved(_only(eqn), copies)
-  return Node(eqn.outvars[0].aval, part, (x,), recipe=recipe)
+  return Node(eqn.outvars[0].aval, moved(_only(eqn), copies), (x,))
 
 
 @rule_for("pad")
 def pad(eqn: Any, x: Any, value: Any) -> Any:
-  """Slope 1."""
-  if isinstance(x, Node) and isinstance(value, Node):
-    msg = "Padding with a value that depends on the input."
-    raise CertifyError(msg)
-  if isinstance(value, Node):
-    n = size(eqn.outvars[0].aval.shape)
-    fill = lambda v: lax.pad(
-      jnp.zeros(jnp.shape(x), value.aval.dtype), v, eqn.params["padding_config"]
-    )
-    return Node(eqn.outvars[0].aval, moved(fill, n), (value,))
-  zeros = lambda x: lax.pad(x, jnp.zeros((), x.dtype), eqn.params["padding_config"])
-  return Node(eqn.outvars[0].aval, moved(zeros), (x,))
+  """Slope 1; √(entries that are filled in) of the value that fills them."""
+  aval, pad = eqn.outvars[0].aval, functools.partial(lax.pad, **eqn.params)
+  spread = lambda x: pad(x, jnp.zeros((), x.dtype))
+  if not isinstance(value, Node):
+    return Node(aval, moved(spread), (x,))
+  # Not by `pad`, which has no transpose for the value alone.
+  is_filled = np.asarray(_now(lambda: pad(jnp.zeros(jnp.shape(x), bool), True)))
+  fill = moved(lambda value: jnp.where(is_filled, value, 0), is_filled.sum())
+  if not isinstance(x, Node):
+    return Node(aval, fill, (value,))
+  both = lambda x, value: spread(x) + fill.apply(value)
+  norms = (lambda: 1.0, *fill.norms)
+  part = dataclasses.replace(fill, apply=both, magnitude=both, norms=norms, is_disjoint=True)
+  return Node(aval, part, (x, value))
 
 
-@rule_for("concatenate")
+@rule_for("concatenate", "stack")
 def concatenate(eqn: Any, *operands: Any) -> Any:
   """√(sum of the squares of its parts)."""
-  join = lambda *values: eqn.primitive.bind(*values, **eqn.params)
-  return merged(eqn.outvars[0].aval, join, operands)
+  is_stack = eqn.primitive.name == "stack"
+  axis = eqn.params["axis" if is_stack else "dimension"]
+  # Not the primitives, as bounds are computed in a wider dtype than some constants have.
+  join = jnp.stack if is_stack else jnp.concatenate
+  return merged(eqn.outvars[0].aval, lambda *values: join(values, axis=axis), operands)
 
 
-@rule_for("split")
+@rule_for("split", "unstack")
 def split(eqn: Any, x: Any) -> Any:
-  """Slope 1."""
+  """Slope 1 of each piece."""
   pieces = [
     functools.partial(lambda i, x: eqn.primitive.bind(x, **eqn.params)[i], i)
     for i in range(len(eqn.outvars))
@@ -112,7 +119,7 @@ def dynamic_slice(eqn: Any, x: Any, *starts: Any) -> Any:
 def dynamic_update_slice(eqn: Any, x: Any, update: Any, *starts: Any) -> Any:
   """√(sum of the squares of both arrays), at a place that is a constant."""
   _must_be_constant(eqn, starts)
-  write = lambda x, update: eqn.primitive.bind(x, update, *starts, **eqn.params)
+  write = lambda *both: lax.dynamic_update_slice(*_promoted(both), starts)
   return merged(eqn.outvars[0].aval, write, (x, update))
 
 
@@ -120,15 +127,105 @@ def dynamic_update_slice(eqn: Any, x: Any, update: Any, *starts: Any) -> Any:
 def gather(eqn: Any, x: Any, indices: Any) -> Any:
   """√(how often an entry is taken), at places that are constants."""
   _must_be_constant(eqn, [indices])
+  # Places out of bounds are filled with a constant: 0 in a linear map.
+  take = lambda x: eqn.primitive.bind(x, indices, **{**eqn.params, "fill_value": 0})
+
+  def most_copies() -> Any:
+    n = size(x.shape)
+    places = take(jnp.arange(1, 1 + n).reshape(x.shape))
+    copies = jnp.zeros(n + 1, jnp.int32).at[places.ravel()].add(1)
+    return jnp.max(copies[1:], initial=0)
+
   aval = eqn.outvars[0].aval
-  apply = lambda x: eqn.primitive.bind(x, indices, **eqn.params)
-  if isinstance(indices, Tracer):
-    return Node(aval, moved(apply, max(size(aval.shape), 1)), (x,))
+  windows = size(jnp.shape(indices)[:-1])
+  return Node(aval, _copied(moved(take, windows), most_copies, [indices], 0), (x,))
+
+
+@rule_for("scatter")
+def scatter(eqn: Any, x: Any, indices: Any, updates: Any) -> Any:
+  """√(sum of the squares of both arrays), at places that are constants."""
+  _must_be_constant(eqn, [indices])
+  n, n_updates = size(jnp.shape(x)), size(jnp.shape(updates))
+  olds = np.arange(n, dtype=np.int32).reshape(jnp.shape(x))
+  news = np.arange(n, n + n_updates, dtype=np.int32).reshape(jnp.shape(updates))
+
+  # A scatter onto the same place twice has no transpose, its entries' places have.
+  def write(x: Any, updates: Any) -> Any:
+    places = _scatter(eqn, lax.scatter)(olds, indices, news)
+    return jnp.concatenate([x.ravel(), updates.ravel()])[places]
+
+  return merged(eqn.outvars[0].aval, write, (x, updates))
+
+
+@rule_for("scatter-add", "scatter-sub")
+def scatter_add(eqn: Any, x: Any, indices: Any, updates: Any) -> Any:
+  """Slope 1, plus √(most updates of one entry) of these, at places that are constants."""
+  _must_be_constant(eqn, [indices])
+  sign = -1 if eqn.primitive.name == "scatter-sub" else 1
+  add = _scatter(eqn, lax.scatter_add)
+
+  def most_updates() -> Any:
+    ones = jnp.ones(jnp.shape(updates), jnp.int32)
+    return jnp.max(add(jnp.zeros(jnp.shape(x), jnp.int32), indices, ones), initial=0)
+
+  def linear(sign: int) -> Any:
+    def apply(*values: Any) -> Any:
+      left = iter(values)
+      both = [next(left) if isinstance(y, Node) else jnp.zeros_like(y) for y in (x, updates)]
+      x_value, update = _promoted(both)
+      return add(x_value, indices, sign * update)
+
+    return apply
+
+  parents = tuple(y for y in (x, updates) if isinstance(y, Node))
+  if not isinstance(updates, Node):
+    return Node(eqn.outvars[0].aval, moved(lambda x: x), parents)
+  windows = size(jnp.shape(indices)[:-1])
+  norms = ((lambda: 1.0),) * len(parents)
+  part = LinearPart(linear(sign), norms, roundings=windows + 1, magnitude=linear(1))
+  return Node(
+    eqn.outvars[0].aval, _copied(part, most_updates, [indices], len(parents) - 1), parents
+  )
+
+
+@rule_for("scatter-max", "scatter-min")
+def scatter_max(eqn: Any, x: Any, indices: Any, updates: Any) -> Any:
+  """√(sum of the squares of both arrays), at places that are constants."""
+  _must_be_constant(eqn, [indices])
+  # A maximum moves at most as far as the one of its terms that moves furthest, and every
+  # update is a term of at most one of them.
+  parents = tuple(y for y in (x, updates) if isinstance(y, Node))
+  return Node(eqn.outvars[0].aval, LipschitzPart((1.0,) * len(parents)), parents)
+
+
+def _promoted(values: Any) -> Any:
+  dtype = jnp.result_type(*values)
+  return [value.astype(dtype) for value in values]
+
+
+def _scatter(eqn: Any, function: Any) -> Any:
+  """A scattering function with an equation's places, for arrays of any dtype."""
+  p = eqn.params
+  return lambda x, *others: function(
+    jnp.asarray(x), *others, p["dimension_numbers"], mode=p["mode"]
+  )
+
+
+def _copied(part: LinearPart, count: Any, constants: Any, i: int) -> LinearPart:
+  """The linear part with the norm √count() of its i-th operand, known now or traced."""
+  if any(isinstance(constant, Tracer) for constant in constants):
+    norm = functools.cache(lambda: up(jnp.sqrt(jnp.asarray(count(), jnp.float32)), 2))
+  else:
+    copies = int(_now(count))
+    value = math.sqrt(copies) * (1 + 1e-6) if copies > 1 else float(copies)
+    norm = lambda: value
+    part = dataclasses.replace(part, roundings=copies + i if copies + i > 1 else 0)
+  return dataclasses.replace(part, norms=(*part.norms[:i], norm, *part.norms[i + 1 :]))
+
+
+def _now(compute: Any) -> Any:
   with jax.ensure_compile_time_eval():
-    places = np.asarray(apply(jnp.arange(1, 1 + size(x.shape)).reshape(x.shape)))
-  # Places out of bounds are filled with a constant, which counts as one more entry.
-  copies = np.unique(places, return_counts=True)[1].max(initial=1)
-  return Node(aval, moved(apply, int(copies)), (x,))
+    return compute()
 
 
 def _only(eqn: Any) -> Any:
@@ -137,5 +234,12 @@ def _only(eqn: Any) -> Any:
 
 def _must_be_constant(eqn: Any, indices: Any) -> Any:
   if any(isinstance(index, Node) for index in indices):
-    msg = f"{eqn.primitive.name!r} at a place that depends on the input has jumps."
+    msg = f"{eqn.primitive.name!r} at a place that depends on the input has jumps"
+    msg = f"{msg}{source_line(eqn)}."
     raise CertifyError(msg)
+
+
+# Primitives of JAX that `jax.extend` does not export, those of them that this version has.
+for _name in ("scatter-sub", "stack", "tile", "unstack"):
+  if hasattr(lax, f"{_name.replace('-', '_')}_p"):
+    OTHER_RULES[getattr(lax, f"{_name.replace('-', '_')}_p")] = RULES[_name]

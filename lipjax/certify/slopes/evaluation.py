@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.slopes.choices import Truth, choose, combine, compare
 from lipjax.certify.slopes.graph import COMPARISONS, LOGIC, Graph
 from lipjax.certify.slopes.rules import Dual, apply_rule
@@ -14,7 +15,7 @@ from lipjax.certify.slopes.rules import Dual, apply_rule
 def evaluate(graph: Graph, ar: Any, x: Any, agreed: dict[int, set[int]]) -> list[Dual | Truth]:
   """The duals, or truths, of all nodes for an input `x` in the arithmetic `ar`.
 
-  `agreed` is what `lipjax.certify.slope_choices.agreements` finds.
+  `agreed` is what `lipjax.certify.slopes.choices.agreements` finds.
   """
   known: list[Any] = []
   for place, node in enumerate(graph.nodes):
@@ -41,3 +42,11 @@ def evaluate(graph: Graph, ar: Any, x: Any, agreed: dict[int, set[int]]) -> list
       dual = Dual(ar.grown(*dual), dual.slope)
     known.append(dual)
   return known
+
+
+def output(duals: list[Dual | Truth]) -> Dual:
+  """The dual of the function itself, which is the last node's."""
+  if isinstance(duals[-1], Dual):
+    return duals[-1]
+  msg = "A scalar function returns a float, not a truth value."
+  raise CertifyError(msg)

@@ -10,12 +10,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from lipjax.certify.errors import CertifyError
 from lipjax.certify.inline import inline
 from lipjax.certify.slopes import errors as slope_errors
 from lipjax.certify.slopes import interval as iv
 from lipjax.certify.slopes.choices import agreements
-from lipjax.certify.slopes.evaluation import evaluate
+from lipjax.certify.slopes.evaluation import evaluate, output
 from lipjax.certify.slopes.exact import kinks
 from lipjax.certify.slopes.graph import Graph, build
 from lipjax.certify.slopes.interval import Interval
@@ -181,11 +180,11 @@ class _Search:
     return evaluate(self.graph, ar, x, self.agreed)
 
   def _slopes(self, boxes: Interval) -> Interval:
-    return _result(self._evaluate(Boxes(boxes), boxes)).slope
+    return output(self._evaluate(Boxes(boxes), boxes)).slope
 
   def _ray_slopes(self, side: int) -> Interval:
     ray = Ray(self.starts[side], side)
-    return _result(self._evaluate(ray, ray.input())).slope.bounds
+    return output(self._evaluate(ray, ray.input())).slope.bounds
 
   def _ended(self, side: int) -> bool:
     return self.starts[side] >= LAST_START
@@ -222,13 +221,6 @@ class _Search:
         raise slope_errors.unbounded(_title(node), place, inputs, domain)
     name = "The function"
     raise slope_errors.unbounded(name, "", domain, domain)
-
-
-def _result(duals: list[Any]) -> Dual:
-  if isinstance(duals[-1], Dual):
-    return duals[-1]
-  msg = "A scalar function returns a float, not a truth value."
-  raise CertifyError(msg)
 
 
 def _title(node: Any) -> str:
