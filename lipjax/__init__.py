@@ -67,6 +67,7 @@ from lipjax.certify.lipschitz import lipschitz_upper_bound as lipschitz_upper_bo
 from lipjax.certify.lower_bound import lipschitz_lower_bound as lipschitz_lower_bound
 from lipjax.certify.margins import certified_accuracy as certified_accuracy
 from lipjax.certify.margins import certified_radius as certified_radius
+from lipjax.certify.pairs import margin_upper_bounds as margin_upper_bounds
 from lipjax.certify.register import linear_node as linear_node
 from lipjax.certify.register import lipschitz_node as lipschitz_node
 from lipjax.certify.register import register_rule as register_rule

@@ -169,7 +169,7 @@ def backward_norms(
     if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
       continue
     for i, parent in enumerate(node.parents):
-      gain, earlier = _step_back(node, i, matrix)
+      gain, earlier = step_back(node, i, matrix)
       norms[id(parent)] = up(norms.get(id(parent), 0) + norm * gain, 2)
       rows[id(parent)] = _joined(rows[id(parent)], earlier) if id(parent) in rows else earlier
 
@@ -190,14 +190,15 @@ def rows_to_source(target: Node) -> tuple[Rows | None, Node]:
   matrix: Rows | None = identity_rows(target, compute_dtype(target.aval.dtype))
   node = target
   while isinstance(node.part, LinearPart):
-    matrix = _step_back(node, 0, matrix)[1]
+    matrix = step_back(node, 0, matrix)[1]
     node = node.parents[0]
     if matrix is None:
       break
   return matrix, node
 
 
-def _step_back(node: Node, i: int, matrix: Rows | None) -> tuple[Any, Rows | None]:
+def step_back(node: Node, i: int, matrix: Rows | None) -> tuple[Any, Rows | None]:
+  """A bound of the map from the i-th parent to a node, and the rows from that parent on."""
   if isinstance(node.part, ScalarPart):
     low, high = node.part.slopes()
     middle = (low + high) / 2

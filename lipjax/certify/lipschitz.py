@@ -152,7 +152,7 @@ def bounds_by_engine(
   box: tuple[Any, Any] | None = None,
 ) -> dict[str, jax.Array]:
   """Upper bounds by the engine's name."""
-  places = _places(argnums, len(args))
+  places = argument_places(argnums, len(args))
 
   def of_moving(moving):
     whole = list(args)
@@ -162,7 +162,7 @@ def bounds_by_engine(
 
   moving = [args[place] for place in places]
   leaves = jax.tree.leaves(moving)
-  avals = [_aval(leaf) for leaf in leaves]
+  avals = [aval_of(leaf) for leaf in leaves]
   inputs = [
     Node(aval, domain=domain)
     for aval, domain in zip(avals, domains(leaves, radius, box), strict=True)
@@ -177,12 +177,13 @@ def bounds_by_engine(
   found = {"product": product_bounds(order), "liplt": liplt_bounds(order, outputs)}
   bounds = {name: hypotenuse([b[id(x)] for x in outputs]) for name, b in found.items()}
   chain = as_chain(order, outputs)
-  for name, value in _of_chain(*chain).items() if chain else ():
+  for name, value in chain_bounds(*chain).items() if chain else ():
     bounds[name] = jnp.minimum(value, bounds[name]) if name in bounds else value
   return bounds
 
 
-def _places(argnums: int | Sequence[int], n: int) -> list[int]:
+def argument_places(argnums: int | Sequence[int], n: int) -> list[int]:
+  """Which of n arguments move."""
   places = [argnums] if isinstance(argnums, int) else list(argnums)
   if not all(-n <= place < n for place in places):
     msg = f"argnums is {argnums!r}, and the function was given {n} arguments."
@@ -190,7 +191,8 @@ def _places(argnums: int | Sequence[int], n: int) -> list[int]:
   return [place % n for place in places]
 
 
-def _of_chain(weights: Any, slopes: Any) -> dict[str, jax.Array]:
+def chain_bounds(weights: Any, slopes: Any) -> dict[str, jax.Array]:
+  """Of a chain, compiled: with numbers for slopes, or with arrays, which may be traced."""
   is_local = any(jnp.ndim(end) for pair in slopes for end in pair)
   return (_local_chain_bounds if is_local else _chain_bounds)(weights, slopes)
 
@@ -199,7 +201,8 @@ _chain_bounds = jax.jit(chain_upper_bounds, static_argnums=1)
 _local_chain_bounds = jax.jit(chain_upper_bounds)
 
 
-def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
+def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an array that moves."""
   dtype = jnp.result_type(leaf)
   if not jnp.issubdtype(dtype, jnp.floating):
     msg = (

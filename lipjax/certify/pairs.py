@@ -15,10 +15,10 @@ from jax import lax
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
 from lipjax.certify.domain import domains
-from lipjax.certify.engines import ROWS_UP_TO, _step_back, backward_norms, liplt_bounds
+from lipjax.certify.engines import ROWS_UP_TO, backward_norms, liplt_bounds, step_back
 from lipjax.certify.graph import LinearPart, Node, ScalarPart, in_order
 from lipjax.certify.interpreter import evaluate
-from lipjax.certify.lipschitz import _aval, _of_chain, _places
+from lipjax.certify.lipschitz import argument_places, aval_of, chain_bounds
 from lipjax.certify.rows import Rows, identity_rows
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.rounding import unit_roundoff, up
@@ -76,12 +76,11 @@ def margin_upper_bounds(
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
-    >>> from lipjax.certify.pairs import margin_upper_bounds
     >>> def net(params, x):
     ...   return params @ jax.nn.relu(x)
     >>> params = jnp.array([[4.0, 1.0], [4.0, -1.0], [-4.0, 0.0]])
     >>> x = jnp.array([1.0, 1.0])
-    >>> pairs = margin_upper_bounds(net, argnums=1)(params, x)
+    >>> pairs = lipjax.margin_upper_bounds(net, argnums=1)(params, x)
     >>> print(pairs.round(3))  # classes 0 and 1 part slowly
     [[0.    2.    8.062]
      [2.    0.    8.062]
@@ -98,7 +97,7 @@ def margin_upper_bounds(
   """
 
   def bounds(*args: Any) -> jax.Array:
-    places = _places(argnums, len(args))
+    places = argument_places(argnums, len(args))
 
     def of_moving(moving):
       whole = list(args)
@@ -108,7 +107,7 @@ def margin_upper_bounds(
 
     moving = [args[place] for place in places]
     leaves = jax.tree.leaves(moving)
-    avals = [_aval(leaf) for leaf in leaves]
+    avals = [aval_of(leaf) for leaf in leaves]
     inputs = [
       Node(aval, domain=domain)
       for aval, domain in zip(avals, domains(leaves, radius, box), strict=True)
@@ -161,7 +160,7 @@ def _from_last_layer(logits: Node, bounds: dict[int, jax.Array]) -> jax.Array:
     return _of_any(n, bounds[id(logits)])
   node, matrix = logits, identity_rows(logits, dtype)
   while isinstance(node.part, LinearPart) and len(node.parents) == 1:
-    earlier = _step_back(node, 0, matrix)[1]
+    earlier = step_back(node, 0, matrix)[1]
     if earlier is None:
       break
     node, matrix = node.parents[0], earlier
@@ -213,7 +212,7 @@ def _distances(rows: jax.Array, error: jax.Array) -> jax.Array:
 def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], ...]) -> jax.Array:
   """ECLipsE of the chains that end with a pair's difference, and √2 of the whole chain's best."""
   n = weights[-1].shape[0]
-  bounds = _of_any(n, functools.reduce(jnp.fmin, _of_chain(weights, slopes).values()))
+  bounds = _of_any(n, functools.reduce(jnp.fmin, chain_bounds(weights, slopes).values()))
   i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
   if not 0 < len(i) <= CHAIN_PAIRS_UP_TO:
     return bounds

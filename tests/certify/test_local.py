@@ -78,7 +78,12 @@ def applied(module, shape, seed=0):
   return (lambda x: module.apply(variables, x)), x
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+QUICK = ("relu", "attention", "layer")
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(x, marks=[] if x in QUICK else pytest.mark.slow) for x in NETWORKS]
+)
 def test_bounds_on_balls(name):
   module, shape = NETWORKS[name]
   fn, x = applied(module, shape)
@@ -90,15 +95,16 @@ def test_bounds_on_balls(name):
       assert upper <= 1.2 * largest_slope(fn, x, 0)
 
 
-@pytest.mark.parametrize("name", ["relu", "convolutional"])
-def test_bounds_grow_up_to_the_global_one(name):
-  fn, x = applied(*NETWORKS[name])
+@pytest.mark.slow
+def test_bounds_grow_up_to_the_global_one():
+  fn, x = applied(*NETWORKS["relu"])
   everywhere = float(lipjax.lipschitz_upper_bound(fn)(x))
   bounds = [float(lipjax.lipschitz_upper_bound(fn, radius=r)(x)) for r in (1e-3, 0.1, 1e3)]
   assert bounds[0] < bounds[1] <= bounds[2] * 1.001
   assert bounds[2] == pytest.approx(everywhere, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_transformer_block_in_float64():
   with jax.enable_x64(True):
     fn, x = applied(Block(), (4, 8))
@@ -158,8 +164,8 @@ def test_what_only_looks_like_a_normalization_is_none(fn):
   assert upper == np.inf
 
 
-@pytest.mark.parametrize("eps", [0.5, 1e-3])
-def test_normalizations_written_otherwise(eps):
+def test_normalizations_written_otherwise():
+  eps = 1e-3
   rows = lambda x: x.reshape((4, 2, 3))
   fns = [
     lambda x: (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + eps),

@@ -22,9 +22,9 @@ def steepest(fn, x):
 
 
 def test_linen_and_nnx_agree_on_a_small_resnet():
-  image = jnp.zeros((1, 32, 32, 3))
-  linen, variables = linen_resnet(width=4, stages=2)
-  model = copied(variables, NnxResNet(nnx.Rngs(0), width=4, stages=2))
+  image = jnp.zeros((1, 16, 16, 3))
+  linen, variables = linen_resnet(width=2, stages=2)
+  model = copied(variables, NnxResNet(nnx.Rngs(0), width=2, stages=2))
   x = jax.random.normal(jax.random.key(3), image.shape)
   np.testing.assert_allclose(model(x), linen.apply(variables, x), rtol=1e-4)
   of_linen = bounds_by_engine(linen.apply, 1, (variables, image))
@@ -72,9 +72,9 @@ class UNet(nn.Module):
 @pytest.mark.parametrize(
   ("model", "shape"),
   [
-    (Recurrent(), (1, 4, 3)),
+    pytest.param(Recurrent(), (1, 4, 3), marks=pytest.mark.slow),
     (Gated(nn.LSTMCell), (1, 3, 3)),
-    (Gated(nn.GRUCell), (1, 3, 3)),
+    pytest.param(Gated(nn.GRUCell), (1, 3, 3), marks=pytest.mark.slow),
     (UNet(), (1, 8, 8, 1)),
   ],
   ids=["rnn", "lstm", "gru", "u-net"],

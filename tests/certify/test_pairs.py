@@ -86,6 +86,14 @@ def test_a_network_of_linen_that_is_no_chain_under_jit():
   np.testing.assert_allclose(jitted, pairs, rtol=1e-5)
 
 
+def test_products_of_what_moves_are_not_split():
+  """A gate is a linear function and a rest, which may be larger than the whole."""
+  v, w, last = normal(0, (6, 8)), normal(1, (6, 8), scale=3.0), normal(2, (8, 5))
+  check(lambda x: (jnp.tanh(x @ v) * jax.nn.sigmoid(x @ w)) @ last, jnp.zeros(6, FLOAT))
+  attention = lambda x: jax.nn.softmax(x @ w) @ last
+  check(attention, jnp.zeros(6, FLOAT))
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 def test_linear_classifiers_are_exact(scale):
   w, b = normal(0, (5, 7), scale=scale), normal(1, (5,))

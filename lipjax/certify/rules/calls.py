@@ -56,6 +56,7 @@ def _chosen(aval: Any, index: Any, cases: list[Any]) -> Any:
   node = merged(aval, functools.partial(choose, index), cases)
   is_taken = lambda i: lambda: jnp.where(index == i, 1.0, 0.0)
   norms = tuple(is_taken(i) for i, x in enumerate(cases) if isinstance(x, Node))
-  part = dataclasses.replace(node.part, norms=norms)
+  merged_part: Any = node.part
+  part = dataclasses.replace(merged_part, norms=norms)
   recipe = Recipe("select_n", {}, (index, *cases), choose)
   return Node(aval, part, node.parents, recipe=recipe)

@@ -39,14 +39,10 @@ def sort(eqn: Any, *operands: Any) -> Any:
   if any(isinstance(x, Node) for x in keys):
     # The places of the sorted entries jump. Two sorted lists are no further apart than the
     # lists, and the first key is in order whatever the others are.
-    failure = Failure(_jumps(eqn))
-    parts = [failure] * len(operands)
-    if isinstance(keys[0], Node):
-      parts[0] = LipschitzPart((1.0,))
-    return [
-      Node(v.aval, part, (keys[0],) if i == 0 and part is not failure else ())
-      for i, (v, part) in enumerate(zip(eqn.outvars, parts, strict=True))
-    ]
+    failed = [Node(v.aval, Failure(_jumps(eqn))) for v in eqn.outvars]
+    if not isinstance(keys[0], Node):
+      return failed
+    return [Node(eqn.outvars[0].aval, LipschitzPart((1.0,)), (keys[0],)), *failed[1:]]
   places = jax.lax.broadcasted_iota(np.int32, jnp.shape(keys[0]), axis)
   order = jax.lax.sort([*keys, places], axis, eqn.params["is_stable"], n_keys)[-1]
   pick = lambda x: jnp.take_along_axis(x, order, axis)

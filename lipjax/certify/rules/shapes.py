@@ -119,7 +119,11 @@ def dynamic_slice(eqn: Any, x: Any, *starts: Any) -> Any:
 def dynamic_update_slice(eqn: Any, x: Any, update: Any, *starts: Any) -> Any:
   """√(sum of the squares of both arrays), at a place that is a constant."""
   _must_be_constant(eqn, starts)
-  write = lambda *both: lax.dynamic_update_slice(*_promoted(both), starts)
+
+  def write(x: Any, update: Any) -> Any:
+    x, update = _promoted((x, update))
+    return lax.dynamic_update_slice(x, update, starts)
+
   return merged(eqn.outvars[0].aval, write, (x, update))
 
 

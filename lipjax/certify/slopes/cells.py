@@ -78,8 +78,8 @@ class SlopeCells:
     return _values(self._tables(lo.dtype), lo, hi)
 
   def _make_tables(self, dtype: Any) -> _Tables:
-    borders = _outward(Interval(self.borders, self.borders), dtype)
-    slopes, ranges, at = (_outward(x, dtype) for x in (self.slopes, self.ranges, self.at))
+    borders = outward(Interval(self.borders, self.borders), dtype)
+    slopes, ranges, at = (outward(x, dtype) for x in (self.slopes, self.ranges, self.at))
     left, right = borders.lo[:-1], borders.hi[1:]
     return _Tables(
       _order(borders.hi[:-1], np),
@@ -232,7 +232,7 @@ def _order(x: Any, xp: Any) -> Any:
   return bits ^ ((bits >> (info.bits - 1)) & info.max)
 
 
-def _outward(x: Interval, dtype: Any) -> Interval:
+def outward(x: Interval, dtype: Any) -> Interval:
   """Intervals with ends in another dtype, none of them subnormal."""
   return Interval(_down(x.lo, dtype), 0 - _down(-x.hi, dtype))
 

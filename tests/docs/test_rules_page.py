@@ -1,0 +1,54 @@
+"""The page about rules is made from the tables, and each rule says what its constant is."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import lipjax  # noqa: F401  (fills the table of rules)
+from lipjax.certify.interpreter import RULES
+from lipjax.certify.slopes.graph import NAMES
+from lipjax.certify.slopes.table import ENTRIES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def rules_table():
+  spec = importlib.util.spec_from_file_location("lipjax_rules_table", DOCS / "rules_table.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_every_rule_says_in_a_line_what_it_does(name):
+  first = (RULES[name].__doc__ or "").split("\n\n")[0].strip()
+  assert first
+  assert "\n" not in first
+  assert first.endswith(".")
+
+
+def test_every_primitive_is_listed_once(rules_table):
+  rows = [row.split("|")[1] for row in rules_table.primitives().splitlines() if row[:3] == "| `"]
+  assert sorted(re.findall(r"`([^`]+)`", " ".join(rows))) == sorted(RULES)
+
+
+def test_every_activation_has_a_row(rules_table):
+  rows = [row for row in rules_table.activations().splitlines() if row.startswith("| `")]
+  assert {re.findall(r"`([^`]+)`", row)[0] for row in rows} == set(ENTRIES)
+  assert "| `gelu` | -0.12890415 | 1.12890415 | 1.12890415 |" in rows
+
+
+def test_every_scalar_primitive_is_listed(rules_table):
+  assert set(re.findall(r"`([^`]+)`", rules_table.scalar_primitives())) == set(NAMES.values())
+
+
+def test_the_page_is_made_of_these_tables(rules_table):
+  page = (DOCS / "rules.md").read_text(encoding="utf-8")
+  called = re.findall(r"^Markdown\(rules_table\.(\w+)\(\)\)$", page, re.M)
+  assert called == ["primitives", "activations", "scalar_primitives"]
+  assert re.search(r"^rules$", (DOCS / "index.md").read_text(encoding="utf-8"), re.M)
