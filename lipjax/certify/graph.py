@@ -90,7 +90,7 @@ class Recipe(NamedTuple):
   """How an array was computed, for patterns and for ranges of values.
 
   Attributes:
-    name: the primitive's, or a pattern's.
+    name: JAX's primitive's, or a pattern's; empty for other primitives.
     params: its parameters.
     operands: nodes and constants.
     bind: from values of the operands to the array; None for patterns.

@@ -92,7 +92,9 @@ def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
   for i, result in enumerate(results):
     is_new = isinstance(result, Node) and not any(result is x for x in operands)
     if is_new and result.recipe is None and name not in CALLS:
-      result.recipe = Recipe(name, eqn.params, tuple(operands), _binder(eqn, i))
+      # Of a primitive of the user's the name says nothing.
+      known = name if eqn.primitive in _own_primitives() else ""
+      result.recipe = Recipe(known, eqn.params, tuple(operands), _binder(eqn, i))
   return results
 
 

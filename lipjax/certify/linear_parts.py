@@ -143,6 +143,9 @@ def convolution_part(
   options = {name: params[name] for name in _CONVOLUTION_OPTIONS}
 
   def product(w, x):
+    # Rows are wider than a weight in bfloat16.
+    dtype = jnp.promote_types(x.dtype, w.dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
     return lax.conv_general_dilated(x, w, precision=lax.Precision.HIGHEST, **options)
 
   @functools.cache

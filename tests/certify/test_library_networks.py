@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from reference import FLOAT
 
 import lipjax
 
@@ -27,7 +28,7 @@ def compiled(fn):
 def steepest(fn, shape, jacobian=jax.jacrev):
   """The largest norm of the Jacobian at points of several sizes."""
   noise = np.random.default_rng(0).standard_normal((len(SCALES), *shape))
-  points = jnp.asarray(noise * np.reshape(SCALES, (-1,) + (1,) * len(shape)), jnp.float32)
+  points = jnp.asarray(noise * np.reshape(SCALES, (-1,) + (1,) * len(shape)), FLOAT)
   slope = jacobian(lambda x: fn(x).ravel())
   dense = np.asarray(compiled(lambda xs: lax.map(slope, xs))(points), np.float64)
   return max(np.linalg.norm(m.reshape((m.shape[0], -1)), 2) for m in dense)
@@ -280,7 +281,7 @@ def test_networks(network):
   upper = lambda x: lipjax.lipschitz_upper_bound(lambda x: fn(x))(x)
   # Gates make many small programs of few shapes: one large one takes longer to compile.
   upper = upper if shape[-2:] == ROWS else compiled(upper)
-  upper = float(upper(jnp.zeros(shape, jnp.float32)))
+  upper = float(upper(jnp.zeros(shape, FLOAT)))
   found = steepest(fn, shape)
   assert 0 < found <= upper * (1 + 1e-5) < np.inf
   if network in LINEAR:
@@ -294,7 +295,7 @@ def test_the_same_weights_have_the_same_bound():
     layer.kernel.set_value(theirs.weight.T)
     layer.bias.set_value(theirs.bias)
   model = Stack(lambda x, first, last: last(nnx.relu(first(x))), *layers)
-  x = jnp.arange(6.0, dtype=jnp.float32)
+  x = jnp.arange(6.0, dtype=FLOAT)
   np.testing.assert_allclose(model(x), ours(x), rtol=1e-4, atol=1e-5)
   upper = lambda fn: float(compiled(lipjax.lipschitz_upper_bound(lambda x: fn(x)))(x))
   assert upper(ours) == pytest.approx(upper(model), rel=1e-5)
@@ -318,7 +319,7 @@ LINEAR_RULES = {
   "permutation": lambda x: jax.random.permutation(KEYS[0], x),
   "names and barriers": lambda x: 2 * lax.optimization_barrier((checkpoint_name(x, "x"), 1))[0],
   "device_put": lambda x: 2 * jax.device_put(x),
-  "half precision": lambda x: x.astype(jnp.bfloat16).at[AT].set(1).astype(jnp.float32) @ ONES,
+  "half precision": lambda x: x.astype(jnp.bfloat16).at[AT].set(1).astype(FLOAT) @ ONES,
   "no turns": lambda x: x + lax.scan(lambda c, _: (c, c), x, None, length=0)[1].sum(),
 }
 MAXIMA = {
@@ -333,7 +334,7 @@ MAXIMA = {
 @pytest.mark.parametrize("name", [*LINEAR_RULES, *MAXIMA])
 def test_rules(name):
   fn = LINEAR_RULES.get(name) or MAXIMA[name]
-  upper = float(compiled(lipjax.lipschitz_upper_bound(fn))(jnp.zeros(VECTOR, jnp.float32)))
+  upper = float(compiled(lipjax.lipschitz_upper_bound(fn))(jnp.zeros(VECTOR, FLOAT)))
   # Forward: not all of these have a transpose.
   found = steepest(fn, VECTOR, jax.jacfwd)
   assert found <= upper * (1 + 1e-6)

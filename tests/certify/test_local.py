@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.extend.core import Primitive
 
 import lipjax
 from lipjax.certify.lipschitz import bounds_by_engine
@@ -208,6 +209,37 @@ def test_local_bounds_are_jittable_and_differentiable():
 def test_domains_that_are_none(options):
   with pytest.raises(lipjax.CertifyError, match=r"radius|box"):
     lipjax.lipschitz_upper_bound(jnp.tanh, **options)(jnp.ones(2))
+
+
+def test_a_primitive_that_is_called_max_is_not_taken_for_it():
+  primitive = Primitive("max")
+  primitive.def_abstract_eval(lambda x, y: x)
+  primitive.def_impl(lambda x, y: 9 * x)
+
+  @lipjax.register_rule(primitive)
+  def rule(eqn, x, y):
+    return lipjax.lipschitz_node(eqn.outvars[0].aval, [x], [9.0])
+
+  fn = lambda x: primitive.bind(x, 1.0) ** 2
+  with pytest.raises(lipjax.CertifyError):
+    lipjax.lipschitz_upper_bound(fn, radius=0.1)(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+  "fn",
+  [
+    jax.nn.softmax,
+    lambda x: nn.Conv(2, (3,), dtype=jnp.bfloat16).apply(
+      {"params": {"kernel": jnp.ones((3, 4, 2)), "bias": jnp.ones(2)}}, x
+    ),
+    lambda x: nn.LayerNorm(use_bias=False, use_scale=False, epsilon=1.0).apply({}, x),
+  ],
+  ids=["softmax", "convolution", "layer norm"],
+)
+def test_bfloat16(fn):
+  x = jnp.ones((3, 4), jnp.bfloat16)
+  wide = float(lipjax.lipschitz_upper_bound(fn)(x.astype(jnp.float32)))
+  assert float(lipjax.lipschitz_upper_bound(fn)(x)) == pytest.approx(wide, rel=2e-2)
 
 
 def test_values_too_large_for_a_bound_give_infinity():

@@ -60,6 +60,8 @@ def statistic(node: Any, x: Node) -> Statistic | None:
     return None
   part = node.part
   is_moved = isinstance(part, LinearPart) and part.is_selection and len(node.parents) == 1
+  if is_moved and recipe is not None and recipe.name == "convert_element_type":
+    return statistic(node.parents[0], x)
   if is_moved and (recipe is None or len(recipe.operands) == 1):
     return _moved(node.parents[0], cast("LinearPart", part).apply, x)
   if recipe is None:

@@ -90,7 +90,7 @@ def _inverse_root(node: Any) -> tuple[Node, Any] | None:
 
 
 def _is_moved(node: Any) -> bool:
-  names = ("broadcast_in_dim", "reshape", "squeeze", "transpose")
+  names = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element_type")
   return isinstance(node, Node) and (
     (node.recipe is None and node.part is not None and len(node.parents) == 1)
     or (node.recipe is not None and node.recipe.name in names)
@@ -146,7 +146,8 @@ def _statistic_under(root: Node, x: Node, name: str):
   with jax.ensure_compile_time_eval():
     places = jnp.asarray(np.broadcast_to(inner.places, node.shape))
     for move in reversed(moves):
-      places = move.part.apply(places)
+      # Places are whole numbers, which a conversion would round.
+      places = places if _is(move, "convert_element_type") else move.part.apply(places)
   return inner._replace(places=np.asarray(places))
 
 

@@ -15,6 +15,9 @@ from lipjax.certify.range_rules import softmax_range
 from lipjax.certify.ranges import full_range, value_range
 from lipjax.measure.rounding import up
 
+#: What only copies entries along axes, or writes them in another type.
+COPIES = ("broadcast_in_dim", "reshape", "convert_element_type")
+
 
 def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
   r"""``exp(z) / sum(exp(z))``, a function of slope 1/2 of z, and of x if z = x - s.
@@ -27,7 +30,8 @@ def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
   if not _is(numerator, "exp") or not _is(total, "reduce_sum"):
     return None
   axes = total.recipe.params["axes"]
-  if total.recipe.operands[0] is not numerator or not _is_put_back(denominator, aval.shape, axes):
+  is_total = _uncast(total.recipe.operands[0]) is numerator
+  if not is_total or not _is_put_back(denominator, aval.shape, axes):
     return None
   z = _unshifted(numerator.recipe.operands[0], axes)
   recipe = Recipe("softmax", {"axes": axes}, (z,))
@@ -110,9 +114,15 @@ def _is(node: Any, name: str) -> bool:
   return isinstance(node, Node) and node.recipe is not None and node.recipe.name == name
 
 
+def _uncast(node: Any) -> Any:
+  while _is(node, "convert_element_type"):
+    node = node.parents[0]
+  return node
+
+
 def _source(node: Any) -> Any:
   """What is only copied along axes or given axes of size 1 here."""
-  while node.recipe is not None and node.recipe.name in ("broadcast_in_dim", "reshape"):
+  while node.recipe is not None and node.recipe.name in COPIES:
     node = node.parents[0]
   return node
 
@@ -121,7 +131,9 @@ def _places(node: Any, shape: tuple[int, ...]) -> np.ndarray:
   """Which entry of its source each entry of a node is, when broadcast to a shape."""
   source, applied = _source(node), []
   while node is not source:
-    applied.append(node.part.apply)
+    # Places are whole numbers, which a conversion would round.
+    if node.recipe.name != "convert_element_type":
+      applied.append(node.part.apply)
     node = node.parents[0]
   with jax.ensure_compile_time_eval():
     places = jnp.arange(max(int(np.prod(source.shape)), 1)).reshape(source.shape)

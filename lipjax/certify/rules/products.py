@@ -69,7 +69,8 @@ def of_two(nodes: Any, constants: Any, bind: Callable[..., jax.Array], terms: in
 
   linear = LinearPart(
     around(*middles),
-    tuple(functools.partial(lambda c: c, c) for c in constants),
+    # The middle is within rounding of the values that the constants are of.
+    tuple(functools.partial(up, jnp.asarray(c), 64) for c in constants),
     roundings=2 * terms + 2,
     magnitude=around(*map(jnp.abs, middles)),
     is_exact=False,
