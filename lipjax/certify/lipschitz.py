@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
-from lipjax.certify.domain import domains
 from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
-from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node, in_order
-from lipjax.certify.interpreter import evaluate
 from lipjax.certify.lower_bound import lipschitz_lower_bound
+from lipjax.certify.tracing import results_of
 from lipjax.measure.bounds import BoundMethod, Bounds
 
 #: Engines by name, as in `Bounds.names`.
@@ -152,24 +150,7 @@ def bounds_by_engine(
   box: tuple[Any, Any] | None = None,
 ) -> dict[str, jax.Array]:
   """Upper bounds by the engine's name."""
-  places = argument_places(argnums, len(args))
-
-  def of_moving(moving):
-    whole = list(args)
-    for place, arg in zip(places, moving, strict=True):
-      whole[place] = arg
-    return jax.tree.leaves(fn(*whole))
-
-  moving = [args[place] for place in places]
-  leaves = jax.tree.leaves(moving)
-  avals = [aval_of(leaf) for leaf in leaves]
-  inputs = [
-    Node(aval, domain=domain)
-    for aval, domain in zip(avals, domains(leaves, radius, box), strict=True)
-  ]
-  # Ranges are computed with the function's products, which must not be rounded to bfloat16.
-  with jax.default_matmul_precision("highest"):
-    results = evaluate(jax.make_jaxpr(of_moving)(moving), inputs)
+  results = results_of(fn, argnums, args, radius, box)
   outputs = [x for x in results if isinstance(x, Node)]
   if not outputs:
     return {"product": jnp.zeros(())}
@@ -178,17 +159,8 @@ def bounds_by_engine(
   bounds = {name: hypotenuse([b[id(x)] for x in outputs]) for name, b in found.items()}
   chain = as_chain(order, outputs)
   for name, value in chain_bounds(*chain).items() if chain else ():
-    bounds[name] = jnp.minimum(value, bounds[name]) if name in bounds else value
+    bounds[name] = jnp.fmin(value, bounds[name]) if name in bounds else value
   return bounds
-
-
-def argument_places(argnums: int | Sequence[int], n: int) -> list[int]:
-  """Which of n arguments move."""
-  places = [argnums] if isinstance(argnums, int) else list(argnums)
-  if not all(-n <= place < n for place in places):
-    msg = f"argnums is {argnums!r}, and the function was given {n} arguments."
-    raise ValueError(msg)
-  return [place % n for place in places]
 
 
 def chain_bounds(weights: Any, slopes: Any) -> dict[str, jax.Array]:
@@ -199,15 +171,3 @@ def chain_bounds(weights: Any, slopes: Any) -> dict[str, jax.Array]:
 
 _chain_bounds = jax.jit(chain_upper_bounds, static_argnums=1)
 _local_chain_bounds = jax.jit(chain_upper_bounds)
-
-
-def aval_of(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Shape and dtype of an array that moves."""
-  dtype = jnp.result_type(leaf)
-  if not jnp.issubdtype(dtype, jnp.floating):
-    msg = (
-      f"The argument that moves must hold floating-point arrays, got {dtype}. Choose another "
-      "with argnums, and close over what is not to be moved."
-    )
-    raise CertifyError(msg)
-  return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)

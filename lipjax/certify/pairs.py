@@ -14,12 +14,11 @@ from jax import lax
 
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
-from lipjax.certify.domain import domains
 from lipjax.certify.engines import ROWS_UP_TO, backward_norms, liplt_bounds, step_back
 from lipjax.certify.graph import LinearPart, Node, ScalarPart, in_order
-from lipjax.certify.interpreter import evaluate
-from lipjax.certify.lipschitz import argument_places, aval_of, chain_bounds
+from lipjax.certify.lipschitz import chain_bounds
 from lipjax.certify.rows import Rows, identity_rows
+from lipjax.certify.tracing import results_of
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.rounding import unit_roundoff, up
 from lipjax.operators.products import compute_dtype
@@ -97,24 +96,8 @@ def margin_upper_bounds(
   """
 
   def bounds(*args: Any) -> jax.Array:
-    places = argument_places(argnums, len(args))
-
-    def of_moving(moving):
-      whole = list(args)
-      for place, arg in zip(places, moving, strict=True):
-        whole[place] = arg
-      return _logits(fn(*whole))
-
-    moving = [args[place] for place in places]
-    leaves = jax.tree.leaves(moving)
-    avals = [aval_of(leaf) for leaf in leaves]
-    inputs = [
-      Node(aval, domain=domain)
-      for aval, domain in zip(avals, domains(leaves, radius, box), strict=True)
-    ]
-    # Ranges are computed with the function's products, which must not be rounded to bfloat16.
-    with jax.default_matmul_precision("highest"):
-      (logits,) = evaluate(jax.make_jaxpr(of_moving)(moving), inputs)
+    logits_of = lambda *args: _logits(fn(*args))
+    (logits,) = results_of(logits_of, argnums, args, radius, box)
     if not isinstance(logits, Node):  # they do not depend on what moves
       return jnp.zeros((logits.size, logits.size), compute_dtype(logits.dtype))
     order = in_order([logits])

@@ -104,6 +104,7 @@ def test_linear_classifiers_are_exact(scale):
   np.testing.assert_allclose(pairs, truth, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_last_layers_that_nearly_agree():
   """Rounding of a difference is relative to the difference where one weight is the last."""
   params = mlp_params(1, (6, 9, 5))
@@ -144,6 +145,7 @@ def test_many_classes_and_large_maps_fall_back(monkeypatch):
 
 
 @pytest.mark.parametrize("domain", [{"radius": 0.1}, {"box": (0.0, 1.0)}])
+@pytest.mark.slow
 def test_domains(domain):
   params = mlp_params(3, (6, 9, 5))
   x = jnp.full(6, 0.5, FLOAT)
@@ -201,6 +203,7 @@ def test_gradients_in_the_parameters():
     assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.slow
 def test_gradients_of_chains_are_directional_derivatives():
   params, directions = mlp_params(5, (4, 4, 3)), mlp_params(6, (4, 4, 3))
   pair = jax.jit(lambda p: margin_upper_bounds(mlp, argnums=1)(p, jnp.zeros(4, FLOAT))[1, 2])
