@@ -8,6 +8,7 @@ from flax import linen as nn
 from reference import FLOAT, X64, jacobian, normal
 
 import lipjax
+from lipjax.certify import engines
 from lipjax.certify import pairs as module
 from lipjax.certify.pairs import margin_upper_bounds
 
@@ -138,7 +139,7 @@ def test_many_classes_and_large_maps_fall_back(monkeypatch):
   monkeypatch.setattr(module, "CHAIN_PAIRS_UP_TO", 3)
   fewer, _ = check(fn, x)
   assert np.all(pairs <= fewer * (1 + 1e-6))
-  monkeypatch.setattr("lipjax.certify.engines.ROWS_UP_TO", 3)
+  monkeypatch.setattr(engines, "ROWS_UP_TO", 3)
   monkeypatch.setattr(module, "ROWS_UP_TO", 3)
   none, upper = check(fn, x)
   np.testing.assert_allclose(none[MANY], 2**0.5 * upper, rtol=1e-4)
