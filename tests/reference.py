@@ -122,3 +122,18 @@ def check_operator(operator, w):
 def slice_sigmas(norms):
   """``{path: numpy array}`` of norms, to compare with assert_allclose."""
   return {path: np.asarray(sigma, np.float64) for path, sigma in norms.items()}
+
+
+def dense_convolution(operator, w):
+  """The matrix in float64, from `Window.reads`, which test_convolution.py checks."""
+  windows, groups = operator.windows(w.shape), operator.feature_group_count
+  kernel = np.asarray(operator.kernel(w), np.float64)
+  n, (c_in, c_out) = len(windows), kernel.shape[-2:]
+  for i, window in enumerate(windows):
+    reads = (window.reads()[:, :, None] == np.arange(window.size)).astype(np.float64)
+    kernel = np.moveaxis(np.tensordot(reads, kernel, ((1,), (2 * i,))), (0, 1), (2 * i, 2 * i + 1))
+  outputs, inputs = range(0, 2 * n, 2), range(1, 2 * n, 2)
+  kernel = kernel.reshape((*kernel.shape[:-1], groups, c_out // groups))
+  kernel = kernel.transpose((2 * n + 1, *outputs, 2 * n + 2, *inputs, 2 * n))
+  n_in = c_in * int(np.prod([window.size for window in windows]))
+  return kernel.reshape((groups, -1, n_in)) if n_in else np.zeros((groups, 0, 0))

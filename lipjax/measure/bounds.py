@@ -89,9 +89,10 @@ def spectral_norm_bounds(
   ===============  ==========================================================================
   `Dense`          ``gram``: a Schatten norm of high order, by Gram iteration
   `Diagonal`       ``exact``: the largest magnitude, which is the lower end too
-  `Convolution`    the smallest of ``matrix`` (of a small one: its matrix), ``circulant`` (the
-                   symbols on a circle it embeds in), ``grid`` (symbols on a coarser grid, and
-                   what may lie between) and ``unfolding`` (windows that overlap little)
+  `Convolution`    ``matrix`` (its matrix in blocks, by a Cholesky factor) where that is
+                   affordable; else the smallest of ``circulant`` (the symbols on a circle it
+                   embeds in), ``grid`` (symbols on a coarser grid, and what may lie between)
+                   and ``unfolding`` (windows that overlap little)
   ===============  ==========================================================================
 
   The lower end is :math:`\|B(w, v)\|/\|v\|` at the vector that Golub–Kahan–Lanczos ends
@@ -166,21 +167,22 @@ def slice_bounds(operator: LinearOperator, w: jax.Array, *, key: jax.Array) -> B
     triplet = SingularTriplet(*operator.closed_form(lax.stop_gradient(w)))
     sigma = differentiable_sigma(operator, w, triplet).sigma
     return Bounds(sigma, sigma, jnp.asarray(BoundMethod.EXACT, jnp.int32))
-  uppers = _upper_bounds(operator, w)
+  lower = _lower_bound(operator, w, key)
+  uppers = _upper_bounds(operator, w, lower)
   stacked = jnp.stack(list(uppers.values()))
   # Nothing is known of a weight that is not finite.
   known = jnp.isfinite(w).all()
   upper = jnp.where(known, jnp.min(stacked), jnp.nan)
   methods = jnp.array([BoundMethod[name.upper()] for name in uppers], jnp.int32)
-  lower = jnp.where(known, _lower_bound(operator, w, key), jnp.nan)
+  lower = jnp.where(known, lower, jnp.nan)
   return Bounds(lower, upper, methods[jnp.argmin(stacked)])
 
 
-def _upper_bounds(operator: LinearOperator, w: jax.Array) -> dict[str, jax.Array]:
+def _upper_bounds(operator: LinearOperator, w: jax.Array, lower: jax.Array) -> dict[str, jax.Array]:
   if isinstance(operator, Dense):
     return {"gram": gram_upper_bound(operator.matrix(w))}
   if isinstance(operator, Convolution):
-    return convolution_upper_bounds(operator, w)
+    return convolution_upper_bounds(operator, w, lower)
   msg = (
     f"{operator!r} has no certified bound; lipjax.operator_norm_bounds bounds any linear"
     " function, with a probability."

@@ -15,42 +15,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lipjax.measure.block_matrix import block_levels, block_plan
+from lipjax.measure.cholesky import norm_upper_bound
 from lipjax.measure.gram import gram_upper_bound
-from lipjax.measure.rounding import gamma, pairwise_sum, up
+from lipjax.measure.norms import lanczos_slice
+from lipjax.measure.rounding import up
+from lipjax.measure.scaling import nonzero
 from lipjax.measure.symbol_bound import symbol_upper_bound
+from lipjax.measure.triplet import clean, differentiable_sigma
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
-from lipjax.operators.symbol import symbols
+from lipjax.operators.symbol import Symbols, symbols
 from lipjax.operators.window import Window
 
-#: A convolution whose matrix has at most this many rows or columns is bounded by the matrix.
-MATRIX_UP_TO = 512
-#: … and at most this many entries.
-MATRIX_ENTRIES = 2**21
+#: Bounded by the matrix up to a cost of one of 512 rows: 20 ms on two cores.
+MATRIX_COST = 512**3
+#: And where symbols would be loose, up to one of 2580 rows: 3 s.
+MATRIX_COST_IF_LOOSE = 2**34
+#: And up to this many rows of an axis.
+MATRIX_SIDE = 1024
 
 
-def convolution_upper_bounds(operator: Convolution, w: jax.Array) -> dict[str, jax.Array]:
+def convolution_upper_bounds(
+  operator: Convolution, w: jax.Array, estimate: jax.Array | None = None
+) -> dict[str, jax.Array]:
   r"""Upper bounds of one slice's norm by name; the norm is at most the smallest.
 
-  ``matrix``: the operator's own matrix, where that is small. Else ``circulant``: with
-  zeros around it a convolution is a part of one on a circle, of any length without a wrong
-  wrap and with any twist of the ends, and that one is block diagonal in the Fourier
-  domain; of the twists the best counts. On axes too long for that, ``grid``: a symbol is a
-  trigonometric polynomial of degree D, so that its largest norm is at most
-  :math:`1/\cos(\pi D/N)` times that on N equally spaced angles. ``unfolding``, where it
-  can win: :math:`\sqrt{n}` times the norm of an unfolding of the kernel, n being how often
-  an input is read, which is exact where windows do not overlap.
+  ``matrix``: by a Cholesky factor of the operator's own matrix in blocks, where that is
+  affordable. Else ``circulant``: with zeros around it a convolution is a part of one on a
+  circle, of any length without a wrong wrap and with any twist of the ends, and that one is
+  block diagonal in the Fourier domain; of the twists the best counts. On axes too long for
+  that, ``grid``: a symbol is a trigonometric polynomial of degree D, so that its largest
+  norm is at most :math:`1/\cos(\pi D/N)` times that on N equally spaced angles.
+  ``unfolding``, where it can win: :math:`\sqrt{n}` times the norm of an unfolding of the
+  kernel, n being how often an input is read, which is exact where windows do not overlap.
 
   Args:
     operator: without batch axes.
     w: its kernel, finite.
+    estimate: of the norm, below it if anything, for ``matrix``; found by Lanczos when None.
   """
   w = w.astype(compute_dtype(w.dtype))
   windows, groups = operator.windows(w.shape), operator.feature_group_count
   kernel = operator.kernel(w)
-  if _matrix_is_small(windows, kernel.shape, groups) and not _is_whole_circle(windows):
-    return {"matrix": _matrix_bound(windows, kernel, groups)}
   plan = symbols(windows)
+  exact = _symbols_are_exact(windows, plan)
+  if not exact and _matrix_is_affordable(windows, kernel.shape, groups):
+    estimate = _estimate(operator, w) if estimate is None else estimate
+    return {"matrix": _matrix_bound(windows, groups, kernel, estimate)}
   name = "circulant" if plan.is_circle else "grid"
   bounds = {name: symbol_upper_bound(windows, groups, kernel)}
   if _unfolding_can_win(windows):
@@ -58,53 +70,41 @@ def convolution_upper_bounds(operator: Convolution, w: jax.Array) -> dict[str, j
   return bounds
 
 
-def _is_whole_circle(windows: tuple[Window, ...]) -> bool:
-  """Whether the operator is the one on the circle, so that its symbols are exact."""
-  return all(w.mode == "circular" and w.outputs * w.stride == w.circle for w in windows)
+def _symbols_are_exact(windows: tuple[Window, ...], plan: Symbols) -> bool:
+  """Whether the operator is the one on the circle, or its windows do not overlap."""
+  on_circle = lambda w: w.mode == "circular" and w.outputs * w.stride == w.circle
+  alone = lambda w, axis: w.mode == "zeros" and len(axis.offsets) == 1
+  return all(on_circle(w) or alone(w, axis) for w, axis in zip(windows, plan.axes, strict=True))
 
 
-def _matrix_is_small(windows: tuple[Window, ...], shape: tuple[int, ...], groups: int) -> bool:
-  rows = math.prod(window.outputs for window in windows) * shape[-1] // groups
-  columns = math.prod(window.size for window in windows) * shape[-2]
-  return min(rows, columns) <= MATRIX_UP_TO and rows * columns * groups <= MATRIX_ENTRIES
+def _matrix_is_affordable(windows: tuple[Window, ...], shape: tuple[int, ...], groups: int) -> bool:
+  """Whether the matrix is cheap, or its bound worth more than one by symbols would cost."""
+  if max(max(window.size, window.outputs) for window in windows) > MATRIX_SIDE:
+    return False
+  plan = block_plan(windows, shape[-2], shape[-1] // groups)
+  on_border = any(w.mode != "zeros" or w.size <= 2 * w.span + 2 for w in windows)
+  return groups * plan.cost <= (MATRIX_COST_IF_LOOSE if on_border else MATRIX_COST)
 
 
-def _matrix_bound(windows: tuple[Window, ...], kernel: jax.Array, groups: int) -> jax.Array:
-  """The bound of the largest group's own matrix."""
-  matrix = _matrix(windows, kernel, groups)
-  bounds = gram_upper_bound(matrix)
-  repeats = max(_repeats(window) for window in windows)
-  if repeats > 1:
-    # Padding lets several taps read one entry, and their sum is rounded.
-    size = math.prod(kernel.shape[:-2])
-    magnitude = _matrix(windows, jnp.abs(kernel), groups).reshape((groups, -1))
-    largest = jnp.max(magnitude)
-    square = pairwise_sum(jnp.square(magnitude / jnp.where(largest > 0, largest, 1)), -1)
-    bounds = bounds + up(gamma(size, kernel.dtype) * largest * jnp.sqrt(square), size)
-  return jnp.max(up(bounds))
+def _matrix_bound(
+  windows: tuple[Window, ...], groups: int, kernel: jax.Array, estimate: jax.Array
+) -> jax.Array:
+  """The bound of the largest group's own matrix, a small factor times the estimate."""
+  *taps, c_in, c_out = kernel.shape
+  plan = block_plan(windows, c_in, c_out // groups)
+  scale = jnp.where(estimate > 0, estimate, jnp.max(jnp.abs(kernel)))
+
+  def of_group(kernel):
+    return norm_upper_bound(block_levels(plan, kernel))
+
+  fixed = lax.stop_gradient(kernel / nonzero(scale)).reshape((*taps, c_in, groups, c_out // groups))
+  # The derivative is the estimate's: the factor counts as a constant.
+  return up(scale * lax.stop_gradient(jnp.max(jax.vmap(of_group, in_axes=-2)(fixed))))
 
 
-def _matrix(windows: tuple[Window, ...], kernel: jax.Array, groups: int) -> jax.Array:
-  """The operator's matrix, (groups, outputs, inputs)."""
-  n, (c_in, c_out) = len(windows), kernel.shape[-2:]
-  for i, window in enumerate(windows):
-    reads = window.reads()[:, :, None] == np.arange(window.size)
-    # Axes 2i and 2i+1 become this window's outputs and inputs.
-    kernel = jnp.tensordot(
-      jnp.asarray(reads, kernel.dtype), kernel, ((1,), (2 * i,)), precision=lax.Precision.HIGHEST
-    )
-    kernel = jnp.moveaxis(kernel, (0, 1), (2 * i, 2 * i + 1))
-  kernel = kernel.reshape((*kernel.shape[:-1], groups, c_out // groups))
-  outputs, inputs = range(0, 2 * n, 2), range(1, 2 * n, 2)
-  kernel = kernel.transpose((2 * n + 1, *outputs, 2 * n + 2, *inputs, 2 * n))
-  n_in = math.prod(window.size for window in windows) * c_in
-  return kernel.reshape((groups, kernel.size // groups // n_in, n_in))
-
-
-def _repeats(window: Window) -> int:
-  """Taps of one output that read one entry."""
-  reads = window.reads()
-  return max((_most(row) for row in reads), default=1)
+def _estimate(operator: Convolution, w: jax.Array) -> jax.Array:
+  found = lanczos_slice(operator, lax.stop_gradient(w), tol=1e-5, key=jax.random.key(0))
+  return differentiable_sigma(operator, w, clean(found, 0)).sigma
 
 
 def _most(entries: np.ndarray) -> int:
