@@ -69,7 +69,8 @@ def lipschitz_lower_bound(
   Args:
     fn: a function of floating-point arrays or pytrees of them, to such.
     argnums: the argument, or arguments, in which the slope is taken.
-    radius: of the l2 ball around the argument that inputs lie in, all leaves together.
+    radius: of the l2 ball around the argument that inputs lie in, all leaves together. In one
+      that is traced, and negative or NaN, no slope is found.
     box: the smallest and the largest value of an entry of the inputs.
     n_starts: points from which the search begins, side by side: the argument itself, 0, and
       noise around both at scales from 1/100 of the argument's to 100 times it.

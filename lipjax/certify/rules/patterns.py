@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, Recipe
+from lipjax.certify.magnitudes import norm_above, times_above
 from lipjax.certify.range_rules import softmax_range
 from lipjax.certify.ranges import full_range, value_range
 from lipjax.measure.rounding import up
@@ -50,8 +51,8 @@ def _softmax_part(z: Node, axes: tuple[int, ...]) -> LipschitzPart:
     # diag(p) - pp' and diag(q) - qq' differ by max|p - q| + |p - q|(|p| + |q|) at most.
     lower, upper = softmax_range(*full_range(z), axes)
     away = jnp.maximum(upper - p, p - lower)
-    length = lambda x: jnp.sqrt(total(jnp.square(x)))
-    sizes = length(away) * (length(upper) + length(p))
+    length = lambda x: jnp.expand_dims(norm_above(x, axes), axes)
+    sizes = times_above(length(away), length(upper) + length(p))
     return (up(jnp.max(jnp.max(away, axes, keepdims=True) + sizes, initial=0), p.size + 16),)
 
   linear = LinearPart(
