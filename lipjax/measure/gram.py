@@ -115,13 +115,13 @@ def _(n_steps, primals, tangents):
   (parts,), (slopes,) = primals, tangents
   bound = _bound(n_steps, parts)
   scale = nonzero(bound)[..., None, None]
-  schatten = functools.partial(_schatten, n_steps)
+  schatten = functools.partial(schatten_norm, n_steps)
   _, slope = jax.jvp(schatten, (_divided(parts, scale),), (slopes,))
   return bound, jnp.where(bound > 0, slope, 0)
 
 
-def _schatten(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
-  """The Schatten norm without margins, of matrices with a norm near 1."""
+def schatten_norm(n_steps: int, parts: tuple[jax.Array, ...]) -> jax.Array:
+  r"""The Schatten norm of order :math:`2^{N+1}`, no bound, of matrices with a norm near 1."""
   chunk = 2 * max(parts[0].shape[-2:])
 
   def step(parts, _):

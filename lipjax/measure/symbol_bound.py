@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.measure.gram import gram_upper_bound, n_gram_steps
-from lipjax.measure.rounding import gamma, pairwise_sum, pairwise_terms, up
+from lipjax.measure.gram import gram_upper_bound, n_gram_steps, schatten_norm
+from lipjax.measure.rounding import SMALL, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
 from lipjax.operators.symbol import Symbols, block_kernel, evaluate, symbols
 from lipjax.operators.window import Window
@@ -20,6 +20,8 @@ from lipjax.operators.window import Window
 TOLERANCE = 5e-4
 #: Most steps of Lanczos bidiagonalization that tell the twists apart.
 TWIST_STEPS = 12
+#: Steps of Gram iteration that tell the twists of small symbols apart.
+TWIST_GRAM_STEPS = 5
 #: Steps of Gram iteration for every symbol.
 FIRST_STEPS = 6
 #: The share of the angles that get all steps at once, and the least number.
@@ -31,9 +33,9 @@ AT_ONCE = 2**18
 def symbol_upper_bound(windows: tuple[Window, ...], groups: int, kernel: jax.Array) -> jax.Array:
   r"""The largest norm of the symbols times the factor of `symbols`, rounding included.
 
-  Lanczos bidiagonalization tells which twist of the ends has the smallest maximum: any is sound, so
-  that an estimate will do. A few steps of Gram iteration then bound every symbol, and
-  more steps those that may be the largest, best first.
+  Estimates tell which twist of the ends has the smallest maximum: any is sound. A few steps
+  of Gram iteration then bound every symbol, and more steps those that may be the largest,
+  best first.
 
   Args:
     windows: the spatial axes.
@@ -122,7 +124,18 @@ def _over_angles(norm: Callable[..., jax.Array], block: jax.Array, phases: jax.A
 
 
 def _norm_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
-  """Estimates of the norms of complex matrices ``(…, m, n)`` by Lanczos bidiagonalization."""
+  """Estimates of the norms of complex matrices ``(…, m, n)``, each off by about the same."""
+  largest = nonzero(jnp.maximum(jnp.max(jnp.abs(real)), jnp.max(jnp.abs(imaginary))))
+  parts = real / largest, imaginary / largest
+  if min(real.shape[-2:]) > SMALL:
+    return largest * _lanczos_estimates(*parts)
+  if real.shape[-2] < real.shape[-1]:
+    parts = tuple(jnp.swapaxes(part, -2, -1) for part in parts)
+  return largest * schatten_norm(TWIST_GRAM_STEPS, parts)
+
+
+def _lanczos_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
+  """By Lanczos bidiagonalization."""
   # A vector is two rows, real part above imaginary part: to multiply rows from the right
   # is fast on CPUs.
   dot = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -146,8 +159,6 @@ def _norm_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
     beta = norm(v)
     return (v / nonzero(beta), u, beta), (alpha, beta)
 
-  largest = nonzero(jnp.maximum(jnp.max(jnp.abs(real)), jnp.max(jnp.abs(imaginary))))
-  real, imaginary = real / largest, imaginary / largest
   *stack, m, n = real.shape
   k = min(m, n, TWIST_STEPS)
   v = jax.random.normal(jax.random.key(0), (2, n), real.dtype)
@@ -156,7 +167,7 @@ def _norm_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
   _, (alphas, betas) = lax.scan(step, start, length=k)
   alphas, betas = (jnp.moveaxis(x[..., 0, 0], 0, -1)[..., None] for x in (alphas, betas))
   bidiagonal = alphas * jnp.eye(k) + betas * jnp.eye(k, k=1)
-  return largest * gram_upper_bound(bidiagonal, n_steps=6)
+  return gram_upper_bound(bidiagonal, n_steps=6)
 
 
 def _rounding(plan: Symbols, block: jax.Array) -> jax.Array:
