@@ -28,8 +28,8 @@ from lipjax.operators.products import compute_dtype
 from lipjax.operators.symbol import Symbols, symbols
 from lipjax.operators.window import Window
 
-#: Bounded by the matrix up to a cost of one of 512 rows: 20 ms on two cores.
-MATRIX_COST = 512**3
+#: Bounded by the matrix up to a cost of one of 160 rows: 1 ms on two cores.
+MATRIX_COST = 2**22
 #: And where symbols would be loose, up to one of 2580 rows: 3 s.
 MATRIX_COST_IF_LOOSE = 2**34
 #: And up to this many rows of an axis.
