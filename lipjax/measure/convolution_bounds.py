@@ -82,7 +82,7 @@ def _matrix_is_affordable(windows: tuple[Window, ...], shape: tuple[int, ...], g
   if max(max(window.size, window.outputs) for window in windows) > MATRIX_SIDE:
     return False
   plan = block_plan(windows, shape[-2], shape[-1] // groups)
-  on_border = any(w.mode != "zeros" or w.size <= 2 * w.span + 2 for w in windows)
+  on_border = any(w.mode != "zeros" or max(w.size, w.outputs) <= 2 * w.span for w in windows)
   return groups * plan.cost <= (MATRIX_COST_IF_LOOSE if on_border else MATRIX_COST)
 
 
