@@ -74,9 +74,10 @@ def transpose_product(a: jax.Array, b: jax.Array, chunk: int) -> jax.Array:
   """
   dot = functools.partial(jnp.einsum, "...km,...kn->...mn", precision=lax.Precision.HIGHEST)
   k = a.shape[-2]
-  if a.ndim > 2 and max(k, a.shape[-1], b.shape[-1]) <= min(SMALL, chunk):
+  if a.ndim > 2 and k and max(k, a.shape[-1], b.shape[-1]) <= min(SMALL, chunk):
     # One loop over all of many small matrices: on CPUs up to ten times as fast as `dot`.
-    return sum(a[..., i, :, None] * b[..., i, None, :] for i in range(k))
+    products = [a[..., i, :, None] * b[..., i, None, :] for i in range(k)]
+    return functools.reduce(jnp.add, products)
   if k <= chunk:
     return dot(a, b)
   n_chunks = -(-k // chunk)
