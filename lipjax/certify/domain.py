@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.magnitudes import norm_above, normal_magnitude, tiny
-from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms
+from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, unit_roundoff
 from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
 
@@ -82,13 +82,33 @@ def project(leaves: Sequence[jax.Array], onto: Sequence[Domain | None]) -> list[
   flat = jnp.concatenate([jnp.ravel(x) for x in away])
   largest = nonzero(jnp.max(jnp.abs(flat), initial=0))
   square = pairwise_sum(jnp.square(flat / largest), 0) if flat.size else jnp.ones(())
-  # Not a rounding error beyond the radius. At the point itself the square has no root.
-  share = known[0].radius / largest / jnp.sqrt(jnp.maximum(square, tiny(square.dtype)))
+  # Not a rounding error beyond the radius, nor the rounding of what is added to the point. At
+  # the point itself the square has no root.
+  radius = known[0].radius
+  point = norm_above(jnp.stack([norm_above(domain.point) for domain in known]))
+  radius = jnp.maximum(radius - 4 * unit_roundoff(point.dtype) * (point + radius), 0)
+  share = radius / largest / jnp.sqrt(jnp.maximum(square, tiny(square.dtype)))
   share = jnp.minimum(1, down(share, pairwise_terms(flat.size) + 8))
   return [
     jnp.clip(domain.point + share * x, domain.lower, domain.upper).astype(leaf.dtype)
     for leaf, x, domain in zip(leaves, away, known, strict=True)
   ]
+
+
+def surroundings(
+  of: Sequence[Domain | None], join: Callable[[list[jax.Array]], jax.Array]
+) -> tuple[jax.Array, jax.Array] | None:
+  """The middle, and by how much entries deviate from it that are spread over the domain.
+
+  All together in l2 by the radius, or in a box by half of its widths.
+  """
+  known = [domain for domain in of if domain is not None]
+  if not known:
+    return None
+  half = join([domain.upper / 2 - domain.lower / 2 for domain in known])
+  length = nonzero(norm_above(half)).astype(half.dtype)
+  share = jnp.minimum(1, known[0].radius.astype(half.dtype) / length)
+  return join([domain.point for domain in known]), half * share
 
 
 def _without_subnormal(x: Any) -> jax.Array:
