@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax.certify.graph import Node, Recipe
 from lipjax.certify.magnitudes import times_above, tiny
@@ -24,7 +25,7 @@ MONOTONE = """
 broadcast_in_dim clamp concatenate copy cummax cummin
 dynamic_slice dynamic_update_slice gather max min optimization_barrier pad reduce_max reduce_min
  reduce_window_max reduce_window_min reshape rev select_n sharding_constraint slice
-sort split squeeze stack transpose
+scatter scatter-max scatter-min sort split squeeze stack tile top_k transpose unstack
 """
 #: Grow with every operand, and add.
 SUMS = ("add", "add_any", "reduce_sum", "cumsum", "reduce_window_sum")
@@ -76,6 +77,24 @@ def _sum(recipe: Recipe, *ranges: Range) -> Range:
     terms = math.prod(jnp.shape(ranges[0][0]))
   sizes = _bind(recipe)(*(jnp.maximum(jnp.abs(lo), jnp.abs(hi)) for lo, hi in ranges))
   return widened(lower, upper, gamma(terms, lower.dtype) * sizes + terms * tiny(lower.dtype))
+
+
+@range_rule("scatter-add", "scatter-sub")
+def _scattered_sum(recipe: Recipe, x: Range, indices: Range, updates: Range) -> Range:
+  scatter, sign = _bind(recipe), -1 if recipe.name == "scatter-sub" else 1
+  lower, upper = (scatter(a, indices[0], b) for a, b in zip(x, updates[::sign], strict=True))
+  sizes = [jnp.maximum(jnp.abs(lo), jnp.abs(hi)) for lo, hi in (x, updates)]
+  terms = math.prod(jnp.shape(updates[0])) + 1
+  lost = gamma(terms, lower.dtype) * scatter(sizes[0], indices[0], sign * sizes[1])
+  return widened(lower, upper, lost + terms * tiny(lower.dtype))
+
+
+@range_rule("cumlogsumexp")
+def _cumulative_log_sum_exp(recipe: Recipe, x: Range) -> Range:
+  # Between the largest term and n of it.
+  axis = recipe.params["axis"]
+  lower, upper = (lax.cummax(end, axis, recipe.params["reverse"]) for end in x)
+  return widened(lower, upper + math.log(max(lower.shape[axis], 1)))
 
 
 @range_rule("sub")
