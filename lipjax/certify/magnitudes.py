@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, up
+from lipjax.measure.rounding import down, up
 from lipjax.operators.products import compute_dtype
 
 
@@ -45,20 +45,32 @@ def norm_above(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:
   # Between numbers whose inverses are normal: infinities stay, and nothing becomes NaN.
   low = tiny(size.dtype)
   scale = jnp.clip(jnp.where(largest > 0, largest, 1), low, 0.25 / low)
-  square = pairwise_sum(jnp.square(size / scale[..., None]), -1)
+  square = _sum_in_rows(jnp.square(size / scale[..., None]))
   root = jnp.sqrt(jnp.where(square == 0, 1, square))
-  return jnp.where(square == 0, 0, up(scale * root, pairwise_terms(n) + 8))
+  return jnp.where(square == 0, 0, up(scale * root, _roundings(n)))
 
 
-@jax.jit
+def _sum_in_rows(x: jax.Array) -> jax.Array:
+  """The sum over the last axis, of rows and then of them: not as many roundings as terms."""
+  n = x.shape[-1]
+  length = math.isqrt(n)
+  rest = x[..., length * length :]
+  rows = x[..., : length * length].reshape((*x.shape[:-1], length, length))
+  return jnp.sum(jnp.sum(rows, axis=-1), axis=-1) + jnp.sum(rest, axis=-1)
+
+
+def _roundings(n: int) -> int:
+  """Of the norm of n numbers; those of the squares' sum count half."""
+  return 2 * math.isqrt(n) + 8
+
+
 def times_above(a: Any, b: Any) -> jax.Array:
-  """At least the product of two numbers that are not negative; 0 if one is 0."""
-  # In the dtype of both: a Python number is of any.
-  dtype = compute_dtype(jnp.result_type(a, b))
-  a, b = (normal_magnitude(jnp.asarray(x, dtype)) for x in (a, b))
-  product = up(a * b, 2)
-  low = tiny(product.dtype)
-  return jnp.where((a > 0) & (b > 0), jnp.maximum(product, low), product)
+  """At least the product of two numbers that are not negative; 0 if one is 0.
+
+  Numbers that were computed are normal or 0; of others take the `normal_magnitude`.
+  """
+  product = up(jnp.asarray(a * b), 2)
+  return jnp.where((a > 0) & (b > 0), jnp.maximum(product, tiny(product.dtype)), product)
 
 
 def norm_below(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:
@@ -66,7 +78,7 @@ def norm_below(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:
   norm = norm_above(x, axes)
   n = max(jnp.size(x) // max(norm.size, 1), 1)
   # What `norm_above` added: twice its margin, and what was made a normal number.
-  less = down(norm, 3 * (pairwise_terms(n) + 16)) - math.sqrt(n) * tiny(norm.dtype)
+  less = down(norm, 3 * _roundings(n)) - math.sqrt(n) * tiny(norm.dtype)
   return jnp.clip(less, 0, jnp.finfo(norm.dtype).max)
 
 
