@@ -174,3 +174,11 @@ def test_a_bound_that_is_no_number_does_not_hide_another():
   y.cache["reach"] = jnp.asarray(jnp.nan)
   bounds = liplt_bounds([x, y], [y])
   assert float(bounds[id(y)]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e20, 1e30])
+def test_variances_that_overflow(scale):
+  """A variance that is infinite as computed made the bound of a normalization 0."""
+  x = np.asarray(normal(4, (3, 4)), np.float32) * np.float32(scale)
+  upper = float(lipjax.lipschitz_upper_bound(normalized, radius=1.0)(x))
+  assert truth(normalized, x[None]) <= upper < np.inf

@@ -113,7 +113,7 @@ def _without_abs(node: Any) -> Any:
 
 def _exponent(total: Any) -> Any:
   """The z of ``sum(exp(z))``, None of others; half precision is summed in single precision."""
-  term = _uncast(total.recipe.operands[0]) if _is(total, "reduce_sum") else None
+  term: Any = _uncast(total.recipe.operands[0]) if _is(total, "reduce_sum") else None
   return term.recipe.operands[0] if _is(term, "exp") else None
 
 
