@@ -125,6 +125,13 @@ def level_block(rows: jax.Array, pairs: jax.Array) -> jax.Array:
   return block.reshape((size, size))
 
 
+def n_pairs(window: Window) -> int:
+  """How many pairs of taps meet along an axis, in the larger of both squares."""
+  reads = window.reads()
+  by_entry = np.unique(reads[reads >= 0], return_counts=True)[1]
+  return int(max(np.square(n).sum() for n in (by_entry, (reads >= 0).sum(axis=1))))
+
+
 def _pairs(window: Window, of_inputs: bool) -> np.ndarray:
   """(row, other row, tap, other tap) of products that are summed, shape (pairs, 4)."""
   reads = window.reads()

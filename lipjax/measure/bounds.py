@@ -14,10 +14,10 @@ from jax import lax
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.groups import Group, group_leaves, map_weights
-from lipjax.measure.lower_bound import norm_at
-from lipjax.measure.norms import lanczos_slice, measure_group, over_slices
+from lipjax.measure.lower_bound import norm_lower_bound
+from lipjax.measure.norms import measure_group, over_slices
 from lipjax.measure.sharding import replicated_result
-from lipjax.measure.triplet import SingularTriplet, clean, differentiable_sigma
+from lipjax.measure.triplet import SingularTriplet, differentiable_sigma
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.dense import Dense
@@ -167,7 +167,7 @@ def slice_bounds(operator: LinearOperator, w: jax.Array, *, key: jax.Array) -> B
     triplet = SingularTriplet(*operator.closed_form(lax.stop_gradient(w)))
     sigma = differentiable_sigma(operator, w, triplet).sigma
     return Bounds(sigma, sigma, jnp.asarray(BoundMethod.EXACT, jnp.int32))
-  lower = _lower_bound(operator, w, key)
+  lower = norm_lower_bound(operator, w, key)
   uppers = _upper_bounds(operator, w, lower)
   stacked = jnp.stack(list(uppers.values()))
   # Nothing is known of a weight that is not finite.
@@ -188,12 +188,3 @@ def _upper_bounds(operator: LinearOperator, w: jax.Array, lower: jax.Array) -> d
     " function, with a probability."
   )
   raise ValueError(msg)
-
-
-def _lower_bound(operator: LinearOperator, w: jax.Array, key: jax.Array) -> jax.Array:
-  """The norm at the vector that Lanczos finds, with the derivative of a singular value."""
-  fixed = lax.stop_gradient(w)
-  tol = 100 * float(jnp.finfo(w.dtype).eps)
-  found = lanczos_slice(operator, fixed, tol=tol, key=key)
-  found = found._replace(sigma=norm_at(operator, fixed, found.v))
-  return differentiable_sigma(operator, w, clean(found, 0)).sigma

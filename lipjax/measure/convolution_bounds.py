@@ -15,25 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.measure.block_matrix import block_levels, block_plan
+from lipjax.measure.block_matrix import block_levels, block_plan, n_pairs
 from lipjax.measure.cholesky import norm_upper_bound
 from lipjax.measure.gram import gram_upper_bound
-from lipjax.measure.norms import lanczos_slice
+from lipjax.measure.lower_bound import norm_lower_bound
 from lipjax.measure.rounding import up
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.symbol_bound import symbol_upper_bound
-from lipjax.measure.triplet import clean, differentiable_sigma
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
 from lipjax.operators.symbol import Symbols, symbols
 from lipjax.operators.window import Window
 
-#: Bounded by the matrix up to a cost of one of 160 rows: 1 ms on two cores.
+#: Bounded by the matrix up to a cost of one of 160 rows.
 MATRIX_COST = 2**22
-#: And where symbols would be loose, up to one of 2580 rows: 3 s.
+#: And where symbols would be loose, up to one of 2580 rows: 3 s on two cores.
 MATRIX_COST_IF_LOOSE = 2**34
-#: And up to this many rows of an axis.
-MATRIX_SIDE = 1024
+#: And up to this many rows of an axis, and pairs of its taps that meet, which are listed.
+MATRIX_SIDE, MATRIX_PAIRS = 1024, 2**15
 
 
 def convolution_upper_bounds(
@@ -53,7 +52,7 @@ def convolution_upper_bounds(
   Args:
     operator: without batch axes.
     w: its kernel, finite.
-    estimate: of the norm, below it if anything, for ``matrix``; found by Lanczos when None.
+    estimate: of the norm, from below, for ``matrix``; `norm_lower_bound` when None.
   """
   w = w.astype(compute_dtype(w.dtype))
   windows, groups = operator.windows(w.shape), operator.feature_group_count
@@ -61,7 +60,8 @@ def convolution_upper_bounds(
   plan = symbols(windows)
   exact = _symbols_are_exact(windows, plan)
   if not exact and _matrix_is_affordable(windows, kernel.shape, groups):
-    estimate = _estimate(operator, w) if estimate is None else estimate
+    if estimate is None:
+      estimate = norm_lower_bound(operator, w, jax.random.key(0))
     return {"matrix": _matrix_bound(windows, groups, kernel, estimate)}
   name = "circulant" if plan.is_circle else "grid"
   bounds = {name: symbol_upper_bound(windows, groups, kernel)}
@@ -79,7 +79,8 @@ def _symbols_are_exact(windows: tuple[Window, ...], plan: Symbols) -> bool:
 
 def _matrix_is_affordable(windows: tuple[Window, ...], shape: tuple[int, ...], groups: int) -> bool:
   """Whether the matrix is cheap, or its bound worth more than one by symbols would cost."""
-  if max(max(window.size, window.outputs) for window in windows) > MATRIX_SIDE:
+  sides = (max(window.size, window.outputs) for window in windows)
+  if max(sides) > MATRIX_SIDE or max(map(n_pairs, windows)) > MATRIX_PAIRS:
     return False
   plan = block_plan(windows, shape[-2], shape[-1] // groups)
   on_border = any(w.mode != "zeros" or max(w.size, w.outputs) <= 2 * w.span for w in windows)
@@ -100,11 +101,6 @@ def _matrix_bound(
   fixed = lax.stop_gradient(kernel / nonzero(scale)).reshape((*taps, c_in, groups, c_out // groups))
   # The derivative is the estimate's: the factor counts as a constant.
   return up(scale * lax.stop_gradient(jnp.max(jax.vmap(of_group, in_axes=-2)(fixed))))
-
-
-def _estimate(operator: Convolution, w: jax.Array) -> jax.Array:
-  found = lanczos_slice(operator, lax.stop_gradient(w), tol=1e-5, key=jax.random.key(0))
-  return differentiable_sigma(operator, w, clean(found, 0)).sigma
 
 
 def _most(entries: np.ndarray) -> int:

@@ -8,9 +8,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.norms import lanczos_slice
 from lipjax.measure.rounding import down, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
+from lipjax.measure.triplet import clean, differentiable_sigma
 from lipjax.operators.base import LinearOperator
+
+
+def norm_lower_bound(operator: LinearOperator, w: jax.Array, key: jax.Array) -> jax.Array:
+  """The norm at the vector that Lanczos finds, with the derivative of a singular value."""
+  fixed = lax.stop_gradient(w)
+  tol = 100 * float(jnp.finfo(w.dtype).eps)
+  found = lanczos_slice(operator, fixed, tol=tol, key=key)
+  found = found._replace(sigma=norm_at(operator, fixed, found.v))
+  return differentiable_sigma(operator, w, clean(found, 0)).sigma
 
 
 def norm_at(operator: LinearOperator, w: jax.Array, v: jax.Array) -> jax.Array:

@@ -128,9 +128,19 @@ def test_many_groups_and_stacks():
     assert lower <= true <= upper <= 1.001 * true
 
 
-def test_a_long_line_is_not_laid_out():
-  operator = Convolution((10**6,), padding="REFLECT")
-  bounds = lipjax.spectral_norm_bounds({"w": normal(0, (3, 1, 1))}, layout={"w": operator})["w"]
+@pytest.mark.parametrize(
+  ("operator", "taps"),
+  [
+    (Convolution((10**6,), padding="REFLECT"), 3),
+    (Convolution((512,), padding="REFLECT"), 511),  # its taps meet 10⁸ times
+    (Convolution((4,), padding=400, padding_mode="replicate"), 3),
+  ],
+  ids=["line", "kernel", "padding"],
+)
+def test_what_is_too_long_is_not_laid_out(operator, taps):
+  w = normal(0, (taps, 1, 1))
+  bounds = lipjax.spectral_norm_bounds({"w": w}, layout={"w": operator})["w"]
+  assert bounds.lower <= bounds.upper < jnp.inf
   assert bounds.names != "matrix"
 
 
