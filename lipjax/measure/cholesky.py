@@ -16,7 +16,9 @@ CHUNK = 64
 
 
 #: By how much more than 1 the norm is supposed to be at most, one after the other.
-SHIFTS = (2e-4, 1e-3, 5e-3, 2.5e-2)
+SHIFTS = (2e-5, 2e-4, 1e-3, 5e-3, 2.5e-2)
+#: Rows of a block from which on the first of them is too close for the estimate.
+LARGE = 256
 
 
 def norm_upper_bound(levels: Levels) -> jax.Array:
@@ -24,8 +26,9 @@ def norm_upper_bound(levels: Levels) -> jax.Array:
 
   Without a factor for any of a few shifts it is the largest row sum of magnitudes.
   """
-  shifts = jnp.asarray(SHIFTS, levels.rows.dtype)
-  unknown = lambda state: (state[0] < len(SHIFTS)) & jnp.isinf(state[1])
+  q = levels.diagonal.shape[1] * levels.rows.shape[-1]
+  shifts = jnp.asarray(SHIFTS[q >= LARGE :], levels.rows.dtype)
+  unknown = lambda state: (state[0] < len(shifts)) & jnp.isinf(state[1])
 
   def further(state):
     i, _ = state
