@@ -13,6 +13,8 @@ from lipjax.measure.scaling import norm_and_direction
 
 #: Starts lie around the argument and around 0, at these multiples of the argument's scale.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-2, 1e2
+#: Those on a domain lie around its middle, at multiples from this one to 1 of its extent.
+SMALLEST_SHARE = 0.05
 #: Steps of the walk, first and last, in its two halves, and of the climb; in the start's scale.
 LONG_STEPS, SHORT_STEPS = (0.5, 0.02), (0.05, 0.001)
 FIRST_CLIMB, SHORTEST_CLIMB = 0.1, 1e-5
@@ -45,7 +47,7 @@ def search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
   # The softened derivative has reverse mode only.
   softened = traced.flat(consts, soften=traced.has_reverse)
   gradient = jax.grad if traced.has_reverse else jax.jacfwd
-  centers, scale = _starts(traced.join(leaves), n_starts)
+  centers, spread, scale = _starts(traced.join(leaves), traced.around, n_starts)
   vector_key, key = jax.random.split(key)
   v = jax.vmap(unit)(jax.random.normal(vector_key, centers.shape, centers.dtype))
 
@@ -70,13 +72,12 @@ def search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
     x, v, best, climb = state
     index, at = inputs
     noise = jax.random.normal(jax.random.fold_in(key, index), centers.shape, centers.dtype)
-    starts = centers + noise * (scale / math.sqrt(centers.shape[1]))[:, None]
+    starts = centers + noise * spread
     return jax.vmap(step, (0, 0, 0, 0, 0, 0, None))(x, v, best, climb, starts, scale, at), None
 
-  # The first two begin in their centers, which are the argument and 0.
+  # The first two begin in their centers.
   noise = jax.random.normal(key, centers.shape, centers.dtype)
-  noise = noise * (scale / math.sqrt(centers.shape[1]))[:, None]
-  x = centers + jnp.where(jnp.arange(n_starts)[:, None] < 2, 0, noise)
+  x = centers + jnp.where(jnp.arange(n_starts)[:, None] < 2, 0, noise * spread)
   best = _Best(jnp.zeros(n_starts, x.dtype), x, v, jnp.zeros_like(x))
   state = x, v, best, jnp.full(n_starts, FIRST_CLIMB, x.dtype)
   schedule = jnp.arange(n_steps + 1), _schedule(n_steps, x.dtype)
@@ -102,15 +103,27 @@ def _schedule(n_steps: int, dtype) -> _Schedule:
   return _Schedule(lengths, index < n_jumps, returns, index >= n_steps - n_climb)
 
 
-def _starts(x: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
-  """Centers, in turn `x` and 0, and how far it is across the surroundings looked at."""
-  typical = norm_and_direction(x, 0)[0]
-  typical = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, math.sqrt(x.size))
+def _starts(
+  x: jax.Array, around: tuple[jax.Array, jax.Array] | None, n: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Centers, deviations of the entries of starts from them, and how long these are together.
+
+  The centers are in turn `x` and the middle of the domain, which is 0 where there is none.
+  """
+  if around is None:
+    typical = norm_and_direction(x, 0)[0]
+    typical = jnp.where(jnp.isfinite(typical) & (typical > 0), typical, math.sqrt(x.size))
+    middle, ends = jnp.zeros_like(x), (SMALLEST_SCALE, LARGEST_SCALE)
+    spread = jnp.full_like(x, typical / math.sqrt(x.size))
+  else:
+    (middle, spread), ends = around, (SMALLEST_SHARE, 1)
+    typical = norm_and_direction(spread, 0)[0]
   n_scales = -(-n // 2)
-  scales = jnp.geomspace(SMALLEST_SCALE, LARGEST_SCALE, n_scales, dtype=x.dtype)
+  scales = jnp.geomspace(*ends, n_scales, dtype=x.dtype)
   # The middle scale first: that of the first two, which begin in their centers.
-  scales = jnp.roll(scales, -(n_scales // 2)).repeat(2)[:n] * typical
-  return jnp.where(jnp.arange(n)[:, None] % 2 == 0, x, 0), scales
+  scales = jnp.roll(scales, -(n_scales // 2)).repeat(2)[:n]
+  centers = jnp.where(jnp.arange(n)[:, None] % 2 == 0, x, middle)
+  return centers, scales[:, None] * spread, scales * typical
 
 
 def _jacobian(f, x, has_reverse):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ import numpy as np
 from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
-from lipjax.measure.rounding import down, up
+from lipjax.certify.magnitudes import norm_above, normal_magnitude, tiny
+from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, unit_roundoff
+from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
 
 
@@ -38,7 +40,7 @@ def domains(
   """For each array its part of the ball around them, of a box, or of both; None for no bound."""
   if radius is None and box is None:
     return [None] * len(leaves)
-  points = [jnp.asarray(x, compute_dtype(jnp.result_type(x))) for x in leaves]
+  points = [_without_subnormal(x) for x in leaves]
   if box is None:
     ends = [(jnp.full_like(x, -jnp.inf), jnp.full_like(x, jnp.inf)) for x in points]
   else:
@@ -48,13 +50,23 @@ def domains(
     points = middles if radius is None else within
   if radius is None:
     far = [jnp.maximum(hi - x, x - lo) for x, (lo, hi) in zip(points, ends, strict=True)]
-    n = sum(x.size for x in points)
-    reach = up(jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in far)), n + 8)
+    reach = norm_above(jnp.stack([norm_above(x) for x in far])) if far else jnp.zeros(())
   else:
     reach = _radius(radius)
-  lower = [jnp.maximum(lo, _below(x - reach)) for x, (lo, _) in zip(points, ends, strict=True)]
-  upper = [jnp.minimum(hi, _above(x + reach)) for x, (_, hi) in zip(points, ends, strict=True)]
+  # Entries that are too small to be normal, and differences, count as 0.
+  reach = reach + 2 * math.sqrt(sum(x.size for x in points)) * tiny(reach.dtype)
+  lower = [jnp.maximum(lo, _moved(x, -reach)) for x, (lo, _) in zip(points, ends, strict=True)]
+  upper = [jnp.minimum(hi, _moved(x, reach)) for x, (_, hi) in zip(points, ends, strict=True)]
   return [Domain(*parts, reach) for parts in zip(lower, upper, points, strict=True)]
+
+
+def is_domain(radius: Any | None, box: tuple[Any, Any] | None) -> Any:
+  """Whether there are such inputs; of numbers that are not traced `domains` says so."""
+  is_ball = True if radius is None else jnp.asarray(radius, float) >= 0
+  if box is None:
+    return is_ball
+  lower, upper = map(jnp.asarray, box)
+  return is_ball & jnp.all((lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper))
 
 
 def project(leaves: Sequence[jax.Array], onto: Sequence[Domain | None]) -> list[jax.Array]:
@@ -66,22 +78,57 @@ def project(leaves: Sequence[jax.Array], onto: Sequence[Domain | None]) -> list[
   if not known:
     return list(leaves)
   away = [x - domain.point for x, domain in zip(leaves, known, strict=True)]
-  square = functools.reduce(jnp.add, [jnp.sum(jnp.square(x)) for x in away])
-  distance = jnp.sqrt(jnp.maximum(square, float(jnp.finfo(square.dtype).tiny)))
-  # Not a rounding error beyond the radius.
-  share = jnp.minimum(1, down(known[0].radius / distance))
+  # Not `norm_above`, whose derivative the search for slopes does not believe.
+  flat = jnp.concatenate([jnp.ravel(x) for x in away])
+  largest = nonzero(jnp.max(jnp.abs(flat), initial=0))
+  square = pairwise_sum(jnp.square(flat / largest), 0) if flat.size else jnp.ones(())
+  # Not a rounding error beyond the radius, nor the rounding of what is added to the point. At
+  # the point itself the square has no root.
+  radius = known[0].radius
+  point = norm_above(jnp.stack([norm_above(domain.point) for domain in known]))
+  radius = jnp.maximum(radius - 4 * unit_roundoff(point.dtype) * (point + radius), 0)
+  share = radius / largest / jnp.sqrt(jnp.maximum(square, tiny(square.dtype)))
+  share = jnp.minimum(1, down(share, pairwise_terms(flat.size) + 8))
   return [
     jnp.clip(domain.point + share * x, domain.lower, domain.upper).astype(leaf.dtype)
     for leaf, x, domain in zip(leaves, away, known, strict=True)
   ]
 
 
-def _below(x: jax.Array) -> jax.Array:
-  return jnp.nextafter(x, -jnp.inf)
+def surroundings(
+  of: Sequence[Domain | None], join: Callable[[list[jax.Array]], jax.Array]
+) -> tuple[jax.Array, jax.Array] | None:
+  """The middle, and by how much entries deviate from it that are spread over the domain.
+
+  All together in l2 by the radius, or in a box by half of its widths.
+  """
+  known = [domain for domain in of if domain is not None]
+  if not known:
+    return None
+  half = join([domain.upper / 2 - domain.lower / 2 for domain in known])
+  length = nonzero(norm_above(half)).astype(half.dtype)
+  share = jnp.minimum(1, known[0].radius.astype(half.dtype) / length)
+  return join([domain.point for domain in known]), half * share
 
 
-def _above(x: jax.Array) -> jax.Array:
-  return jnp.nextafter(x, jnp.inf)
+def _without_subnormal(x: Any) -> jax.Array:
+  x = jnp.asarray(x, compute_dtype(jnp.result_type(x)))
+  return jnp.where(jnp.abs(x) < tiny(x.dtype), 0, x)
+
+
+def _outward(x: jax.Array, side: int) -> jax.Array:
+  """An end of a box that is too small to be normal, moved to 0 or the smallest normal number."""
+  low = tiny(x.dtype)
+  is_subnormal = (normal_magnitude(x) > 0) & (jnp.abs(x) < low)
+  is_inward = jnp.signbit(x) == (side > 0)
+  return jnp.where(is_subnormal, jnp.where(is_inward, 0, side * low), x)
+
+
+def _moved(x: jax.Array, by: jax.Array) -> jax.Array:
+  """A sum that is rounded in the direction of its second term."""
+  side = jnp.sign(by)
+  # A sum that is too small to be normal counts as 0.
+  return jnp.nextafter(x + (by + side * 2 * tiny(by.dtype)), side * jnp.inf)
 
 
 def _radius(radius: Any) -> jax.Array:
@@ -90,7 +137,8 @@ def _radius(radius: Any) -> jax.Array:
   if radius.ndim or (is_known and not (np.isfinite(radius) and radius >= 0)):
     msg = f"radius must be one number, at least 0 and finite; got {radius}."
     raise CertifyError(msg)
-  return _above(radius)
+  # Of no ball the bounds are infinite, and no slope is found in it.
+  return jnp.where(radius >= 0, jnp.nextafter(radius, jnp.inf), jnp.nan)
 
 
 def _ends(x: jax.Array, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
@@ -106,4 +154,4 @@ def _ends(x: jax.Array, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
   if is_known and not bool(jnp.all((lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper))):
     msg = "box must have finite ends, the first below the second."
     raise CertifyError(msg)
-  return lower, upper
+  return _outward(lower, -1), _outward(upper, 1)

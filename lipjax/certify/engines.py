@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, ScalarPart
+from lipjax.certify.magnitudes import norm_above, times_above, tiny
 from lipjax.certify.rows import Rows, identity_rows
 from lipjax.measure.rounding import up
 from lipjax.operators.products import compute_dtype
@@ -39,7 +40,7 @@ def bound_from_parents(node: Node, bounds: Mapping[int, jax.Array]) -> jax.Array
 
 
 def _joint(node: Node, factors: Sequence[Any], bounds: Mapping[int, jax.Array]) -> jax.Array:
-  terms = [up(g * bounds[id(p)], 2) for g, p in zip(factors, node.parents, strict=True)]
+  terms = [times_above(g, bounds[id(p)]) for g, p in zip(factors, node.parents, strict=True)]
   if len(terms) == 1:
     return terms[0]
   is_linear = isinstance(node.part, LinearPart) and not node.part.is_disjoint
@@ -49,13 +50,8 @@ def _joint(node: Node, factors: Sequence[Any], bounds: Mapping[int, jax.Array]) 
 
 
 def hypotenuse(terms: list[jax.Array]) -> jax.Array:
-  """√(sum of squares), rounded up, without overflow."""
-  if len(terms) == 1:
-    return terms[0]
-  stacked = jnp.stack(terms)
-  largest = jnp.max(stacked)
-  scale = jnp.where(largest > 0, largest, 1)
-  return up(scale * jnp.sqrt(jnp.sum(jnp.square(stacked / scale))), len(terms) + 8)
+  """√(sum of squares), rounded up."""
+  return terms[0] if len(terms) == 1 else norm_above(jnp.stack(terms))
 
 
 def gains(node: Node) -> list:
@@ -103,8 +99,8 @@ def liplt_bounds(order: list[Node], outputs: list[Node]) -> dict[int, jax.Array]
     if id(node) in refined:
       # Not the minimum, as an overflow makes the other one no number.
       bound = jnp.fmin(bound, _from_sources(node, order, bounds))
-    # On a domain it can be known already.
-    bounds[id(node)] = jnp.minimum(bound, node.cache.get("reach", jnp.inf))
+    # On a domain it can be known already. Either may be no number: 0 times an infinite norm.
+    bounds[id(node)] = jnp.fmin(bound, node.cache.get("reach", jnp.inf))
   return bounds
 
 
@@ -128,17 +124,18 @@ def from_sources(
     if part is None:
       moved = jnp.ones((), norm.dtype)
     elif isinstance(part, ScalarPart):
-      half = _half(part)
-      moved, norm = bounds[id(source.parents[0])], norm * jnp.max(half, initial=0)
+      half = half_range(part)
+      moved = bounds[id(source.parents[0])]
+      norm = times_above(norm, jnp.max(half, initial=0))
       matrix = None if matrix is None else matrix.scaled(half)
       if half.ndim and matrix is not None:
-        norm = jnp.minimum(norm, matrix.norm())
+        norm = jnp.fmin(norm, matrix.norm())
     elif isinstance(part, LipschitzPart) and part.linear is not None and splits:
       moved = _joint(source, part.rest(), bounds)
     else:
       moved = bound_from_parents(source, bounds)
-    totals.append(up(norm * moved, 6))
-    entries.append(None if matrix is None else up(matrix.row_norms() * moved, 6))
+    totals.append(times_above(norm, moved))
+    entries.append(None if matrix is None else times_above(matrix.row_norms(), moved))
   total = up(functools.reduce(jnp.add, totals, jnp.zeros(())), len(totals) + 1)
   if not entries or any(x is None for x in entries):
     return total, None
@@ -162,7 +159,7 @@ def backward_norms(
     norm, matrix = norms.pop(id(node)), rows.pop(id(node), None)
     is_source = node.part is None or is_nonlinear(node)
     if is_source and matrix is not None:
-      norm = jnp.minimum(norm, matrix.norm())
+      norm = jnp.fmin(norm, matrix.norm())
     if is_source:
       yield node, norm, matrix
     part = node.part
@@ -170,15 +167,17 @@ def backward_norms(
       continue
     for i, parent in enumerate(node.parents):
       gain, earlier = step_back(node, i, matrix)
-      norms[id(parent)] = up(norms.get(id(parent), 0) + norm * gain, 2)
+      norms[id(parent)] = up(norms.get(id(parent), 0) + times_above(norm, gain), 2)
       rows[id(parent)] = _joined(rows[id(parent)], earlier) if id(parent) in rows else earlier
 
 
-def _half(part: ScalarPart) -> jax.Array:
+def half_range(part: ScalarPart) -> jax.Array:
   """How far slopes are from the middle one."""
   low, high = part.slopes()
   middle = (low + high) / 2
-  return up(jnp.maximum(high - middle, middle - low), 2)
+  half = up(jnp.maximum(high - middle, middle - low), 2)
+  # A difference can be too small to be normal.
+  return jnp.where(low < high, jnp.maximum(half, tiny(half.dtype)), half)
 
 
 def _joined(one: Rows | None, other: Rows | None) -> Rows | None:

@@ -31,6 +31,8 @@ class LinearPart:
     weight: what a later scaling of the result can be folded into.
     is_selection: whether each entry of the result is one entry of a parent, or 0.
     is_exact: whether the coefficients are the function's own and no products of them.
+    lost: at least the norm of what coefficients lost by being too small, beyond the relative
+      error of `roundings`; None if they are exact or were too small before.
   """
 
   apply: Callable[..., jax.Array]
@@ -41,6 +43,7 @@ class LinearPart:
   weight: Any = None
   is_selection: bool = False
   is_exact: bool = True
+  lost: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

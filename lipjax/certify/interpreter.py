@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.extend.core import Literal, Primitive, primitives
 
@@ -23,8 +24,8 @@ Operand = Any
 Rule = Callable[..., Any]
 
 #: Primitives that hold programs, whose results have recipes already.
-CALLS = ("jit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call")
-CALLS += ("cond", "scan", "while")
+CALLS = ("jit", "call", "closed_call", "eval_jaxpr", "checkpoint", "remat2")
+CALLS += ("custom_jvp_call", "custom_vjp_call", "cond", "scan", "while")
 
 #: Rules of JAX's own primitives by name, and of others by the primitive itself.
 RULES: dict[str, Rule] = {}
@@ -51,7 +52,7 @@ def rule_of(primitive: Any) -> Rule | None:
 
 @functools.cache
 def _own_primitives() -> frozenset[Any]:
-  """JAX's primitives: those it exports, and three that it does not."""
+  """JAX's primitives: those it exports, and some that it does not."""
   exported = [p for p in vars(primitives).values() if isinstance(p, Primitive)]
   hidden = (
     lambda x: jnp.split(x, 2),
@@ -59,7 +60,10 @@ def _own_primitives() -> frozenset[Any]:
     jax.checkpoint(jnp.sin),  # pyright: ignore[reportPrivateImportUsage]
   )
   traced = [eqn.primitive for fn in hidden for eqn in jax.make_jaxpr(fn)(jnp.zeros(2)).eqns]
-  return frozenset([*exported, *traced])
+  # Those of them that this version has.
+  names = ("scatter_sub_p", "stack_p", "tile_p", "unstack_p")
+  found = [getattr(lax, name) for name in names if hasattr(lax, name)]
+  return frozenset([*exported, *traced, *found])
 
 
 def evaluate(closed: Any, operands: Sequence[Operand]) -> list[Operand]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.graph import LinearPart, Node
+from lipjax.certify.magnitudes import times_above, tiny
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.rounding import unit_roundoff, up
@@ -27,12 +28,14 @@ class Weight:
   Attributes:
     value: the array.
     features: for each axis of the result the axis of `value` that it is, or None.
-    part: the linear part with another value.
+    part: the linear part with another value, and at least the norm of what that has lost.
+    lost: at least that of this one.
   """
 
   value: jax.Array
   features: tuple[int | None, ...]
-  part: Callable[[jax.Array], LinearPart]
+  part: Callable[[jax.Array, Any], LinearPart]
+  lost: Any = 0.0
 
 
 def moved(apply: Callable[[jax.Array], jax.Array], copies: float = 1) -> LinearPart:
@@ -89,11 +92,29 @@ def _folded(weight: Weight, factor: jax.Array, ndim: int) -> LinearPart | None:
   for axis in axes:
     shape[places[axis]] = factor.shape[axis]
   rest = [axis for axis in range(ndim) if axis not in places]
-  return weight.part(weight.value * factor.transpose(axes + rest).reshape(shape))
+  factor = factor.transpose(axes + rest).reshape(shape)
+  lost = times_above(weight.lost, jnp.max(jnp.abs(factor), initial=0))
+  return weight.part(weight.value * factor, up(lost + _flushed_products(weight.value, factor)))
+
+
+@jax.jit
+def _flushed_products(weight: jax.Array, factor: jax.Array) -> jax.Array:
+  """At least the norm of what a scaled weight lacks because products are too small."""
+  is_live = (weight != 0) & (factor != 0)
+  product = jnp.abs(weight * factor)
+  low = tiny(product.dtype)
+  # Every tap of a convolution by itself has a norm of at most its magnitude.
+  return 2 * low * jnp.sum(is_live & (product < 2 * low), dtype=product.dtype)
 
 
 def dot_part(
-  weight: jax.Array, dimensions: Any, x_ndim: int, *, is_left: bool, n_folded: int = 0
+  weight: jax.Array,
+  lost: Any = 0.0,
+  *,
+  dimensions: Any,
+  x_ndim: int,
+  is_left: bool,
+  n_folded: int = 0,
 ) -> LinearPart:
   """``lax.dot_general`` of a constant, left or right, and an array with `x_ndim` axes."""
   (left, right), (left_batch, right_batch) = dimensions
@@ -110,7 +131,7 @@ def dot_part(
     rows = math.prod(weight.shape[i] for i in free)
     columns = math.prod(weight.shape[i] for i in contract)
     sigma = _matrix_norm(matrix.reshape((-1, rows, columns)))
-    return _with_folding(sigma, n_folded, min(rows, columns))
+    return _with_folding(sigma, n_folded, min(rows, columns)) + lost
 
   others = [None] * (x_ndim - len(contract) - len(batch))
   features = (*batch, *free, *others) if is_left else (*batch, *others, *free)
@@ -122,13 +143,19 @@ def dot_part(
     (norm,),
     roundings=max(math.prod(weight.shape[i] for i in axes) for axes in (free, contract)),
     magnitude=functools.partial(product, jnp.abs(weight)),
-    weight=Weight(weight, features, part),
+    weight=Weight(weight, features, part, lost),
     is_exact=n_folded == 0,
+    lost=lost if n_folded else None,
   )
 
 
 def convolution_part(
-  weight: jax.Array, x_shape: tuple[int, ...], params: dict[str, Any], n_folded: int = 0
+  weight: jax.Array,
+  lost: Any = 0.0,
+  *,
+  x_shape: tuple[int, ...],
+  params: dict[str, Any],
+  n_folded: int = 0,
 ) -> LinearPart:
   """``lax.conv_general_dilated`` with a constant kernel."""
   lhs, rhs, out = params["dimension_numbers"]
@@ -153,7 +180,8 @@ def convolution_part(
     kernel = jnp.transpose(weight, (*rhs[2:], rhs[1], rhs[0]))
     sigma = _convolution_norm(operator, kernel)
     taps = math.prod(weight.shape[i] for i in rhs[2:])
-    return _with_folding(sigma, n_folded, taps * min(weight.shape[i] for i in rhs[:2]))
+    rank = taps * min(weight.shape[i] for i in rhs[:2])
+    return _with_folding(sigma, n_folded, rank) + lost
 
   features: list[int | None] = [None] * len(out)
   features[out[1]] = rhs[0]
@@ -163,8 +191,9 @@ def convolution_part(
     (norm,),
     roundings=max(math.prod(weight.shape) // weight.shape[i] for i in rhs[:2]),
     magnitude=functools.partial(product, jnp.abs(weight)),
-    weight=Weight(weight, tuple(features), part),
+    weight=Weight(weight, tuple(features), part, lost),
     is_exact=n_folded == 0,
+    lost=lost if n_folded else None,
   )
 
 
@@ -176,7 +205,8 @@ def _matrix_norm(matrices: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _convolution_norm(operator: Convolution, kernel: jax.Array) -> jax.Array:
-  return functools.reduce(jnp.minimum, convolution_upper_bounds(operator, kernel).values())
+  # One that overflows may be no number, and the other still a bound.
+  return functools.reduce(jnp.fmin, convolution_upper_bounds(operator, kernel).values())
 
 
 def _with_folding(sigma: jax.Array, n_folded: int, rank: int) -> jax.Array:

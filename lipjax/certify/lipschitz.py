@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
+from lipjax.certify.domain import is_domain
 from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
 from lipjax.certify.graph import Node, in_order
 from lipjax.certify.lower_bound import lipschitz_lower_bound
@@ -53,14 +54,15 @@ def lipschitz_upper_bound(
   the function in exact arithmetic, rounding in computing the bound included. Nothing is taken
   to have slope 1 that is not known to: what has no rule, or no Lipschitz constant, raises. On a
   domain it rests on XLA's exponentials being right to 512 units in the last place. Infinite
-  where ranges hold a point of infinite slope, or overflow.
+  where ranges hold a point of infinite slope, or overflow. Numbers too small to be normal count
+  as 0 in weights, as they do in XLA's arithmetic.
 
   Args:
     fn: any JAX function of arrays; linen, nnx, Haiku and Equinox modules are applied in a
       lambda. In evaluation mode: no dropout, no batch statistics.
     argnums: the argument that moves, or the arguments: pytrees of floating-point arrays.
     radius: of the l2 ball around the argument, all its arrays together; a number, which may
-      be traced.
+      be traced. Of a traced one that is negative or NaN the bound is infinite.
     box: the smallest and the largest value of an entry: numbers, or arrays of the argument's
       shape. With a radius too, what lies in both.
 
@@ -160,7 +162,8 @@ def bounds_by_engine(
   chain = as_chain(order, outputs)
   for name, value in chain_bounds(*chain).items() if chain else ():
     bounds[name] = jnp.fmin(value, bounds[name]) if name in bounds else value
-  return bounds
+  is_known = is_domain(radius, box)
+  return {name: jnp.where(is_known, value, jnp.inf) for name, value in bounds.items()}
 
 
 def chain_bounds(weights: Any, slopes: Any) -> dict[str, jax.Array]:

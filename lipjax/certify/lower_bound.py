@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.ascent import search
-from lipjax.certify.domain import domains, project
+from lipjax.certify.domain import domains, project, surroundings
 from lipjax.certify.without_rules import evaluate, float_dtypes
 from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero, norm_and_direction
@@ -43,9 +43,9 @@ def lipschitz_lower_bound(
 
   over all inputs `x` and `y` of the shape of ``args[argnums]``, with the l2 norm over all
   entries of all leaves, the other arguments held fixed; or over those within `radius` of the
-  argument, or in a `box`. Without these only where the search begins depends on the argument's
-  values. For the constant on another convex set pass ``lambda x: fn(project(x))``: it is the
-  same, since projecting brings no two points further apart.
+  argument, or in a `box`, where every input that `fn` is given then lies. Without these only where
+  the search begins depends on the argument's values. For the constant on another convex set pass
+  ``lambda x: fn(project(x))``: it is the same, since projecting brings no two points further apart.
 
   From every start x goes uphill on the norm of the Jacobian, :math:`\sigma(x) = u^TJ(x)v`
   with the top singular vectors held fixed in a step. The singular vectors come from power
@@ -69,10 +69,12 @@ def lipschitz_lower_bound(
   Args:
     fn: a function of floating-point arrays or pytrees of them, to such.
     argnums: the argument, or arguments, in which the slope is taken.
-    radius: of the l2 ball around the argument that inputs lie in, all leaves together.
+    radius: of the l2 ball around the argument that inputs lie in, all leaves together. In one
+      that is traced, and negative or NaN, no slope is found.
     box: the smallest and the largest value of an entry of the inputs.
     n_starts: points from which the search begins, side by side: the argument itself, 0, and
-      noise around both at scales from 1/100 of the argument's to 100 times it.
+      noise around both at scales from 1/100 of the argument's to 100 times it. In a ball or a
+      box: the argument, the middle, and noise around both up to the whole extent.
     n_ascent_steps: steps from each: an eighth of them jumps, to choose a beginning; then
       steps uphill of decreasing length, best or not; in the end only those that gain.
     n_power_steps: power iterations a step.
@@ -119,19 +121,21 @@ def lipschitz_lower_bound(
       return jnp.zeros((), traced.dtype)
 
     @jax.jit
-    def run(consts, leaves, key):
+    def run(consts, leaves, around, key):
       # The points are held fixed in derivatives, so the search need not have any.
       held = lax.stop_gradient(consts)
-      points = search(traced, held, leaves, key, n_starts, n_ascent_steps, n_power_steps)
+      searched = traced._replace(around=around)
+      points = search(searched, held, leaves, key, n_starts, n_ascent_steps, n_power_steps)
       return _best_slope(traced, consts, *lax.stop_gradient(points), rounding)
 
-    return run(traced.consts, traced.leaves, jax.random.key(0) if key is None else key)
+    started = jax.random.key(0) if key is None else key
+    return run(traced.consts, traced.leaves, traced.around, started)
 
   return bound
 
 
 class _Traced(NamedTuple):
-  """The function as a jaxpr of flat leaves, and what it maps."""
+  """The function as a jaxpr of flat leaves, what it maps, and the `surroundings` of a domain."""
 
   closed: Any
   consts: list[Any]
@@ -141,6 +145,7 @@ class _Traced(NamedTuple):
   n_in: int
   n_out: int
   has_reverse: bool
+  around: tuple[jax.Array, jax.Array] | None
 
   def flat(self, consts: Sequence[Any], soften: bool = False) -> Callable[[jax.Array], jax.Array]:
     """The function from one vector to another."""
@@ -204,7 +209,9 @@ def _trace(
     n_in=sum(leaf.size for leaf in leaves),
     n_out=sum(leaf.size for leaf in jax.tree.leaves(outputs)),
     has_reverse=True,
+    around=None,
   )
+  traced = traced._replace(around=surroundings(domain, traced.join))
   return traced._replace(has_reverse=traced.n_in * traced.n_out == 0 or _has_reverse(traced))
 
 
@@ -235,7 +242,9 @@ def _has_reverse(traced: _Traced) -> bool:
 def _best_slope(traced, consts, x, v, scale, rounding) -> jax.Array:
   r"""The largest proven :math:`\min(\|Jv\|, \|f(a)-f(b)\|/\|a-b\|)` over points and distances."""
   f = traced.flat(consts)
-  typical = jnp.maximum(jax.vmap(lambda x: norm_and_direction(x, 0)[0])(x), scale)
+  # In a ball far from 0 the ball's size is what counts.
+  sizes = jax.vmap(lambda x: norm_and_direction(x, 0)[0])(x)
+  typical = jnp.maximum(sizes, scale) if traced.around is None else scale
   # Of the norm of a difference: of `_norm` those of the squares count half.
   roundings = lambda n: pairwise_terms(n) // 2 + 6
   nearest = math.sqrt(traced.eps)

@@ -14,9 +14,17 @@ from jax import lax
 
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
-from lipjax.certify.engines import ROWS_UP_TO, backward_norms, liplt_bounds, step_back
+from lipjax.certify.domain import is_domain
+from lipjax.certify.engines import (
+  ROWS_UP_TO,
+  backward_norms,
+  half_range,
+  liplt_bounds,
+  step_back,
+)
 from lipjax.certify.graph import LinearPart, Node, ScalarPart, in_order
 from lipjax.certify.lipschitz import chain_bounds
+from lipjax.certify.magnitudes import flushed, times_above
 from lipjax.certify.rows import Rows, identity_rows
 from lipjax.certify.tracing import results_of
 from lipjax.measure.gram import gram_upper_bound
@@ -111,8 +119,8 @@ def margin_upper_bounds(
     if chain is not None and len(chain[0]) > 1:
       ways.append(_from_chain(*chain))
     found = functools.reduce(jnp.fmin, ways)
-    # A bound that overflowed says nothing.
-    found = jnp.where(jnp.isnan(found), jnp.inf, found)
+    # A bound that overflowed says nothing, and there is none on a ball of negative radius.
+    found = jnp.where(jnp.isnan(found) | jnp.logical_not(is_domain(radius, box)), jnp.inf, found)
     return jnp.where(jnp.eye(len(found), dtype=bool), 0, found)
 
   return bounds
@@ -147,7 +155,7 @@ def _from_last_layer(logits: Node, bounds: dict[int, jax.Array]) -> jax.Array:
     if earlier is None:
       break
     node, matrix = node.parents[0], earlier
-  return up(_distances(matrix.value.reshape((n, -1)), matrix.error) * bounds[id(node)])
+  return times_above(_distances(matrix.value.reshape((n, -1)), matrix.error), bounds[id(node)])
 
 
 def _liplt(logits: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax.Array:
@@ -156,15 +164,13 @@ def _liplt(logits: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax
   terms = []
   for node, norm, matrix in backward_norms(logits, order, splits=False):
     if isinstance(node.part, ScalarPart):
-      low, high = node.part.slopes()
-      middle = (low + high) / 2
-      half = up(jnp.maximum(high - middle, middle - low), 2)
-      norms = _pair_norms(n, norm, matrix) * jnp.max(half, initial=0)
+      half = half_range(node.part)
+      norms = times_above(_pair_norms(n, norm, matrix), jnp.max(half, initial=0))
       if matrix is not None and half.ndim:
         norms = jnp.fmin(norms, _pair_norms(n, jnp.inf, matrix.scaled(half)))
-      terms.append(norms * bounds[id(node.parents[0])])
+      terms.append(times_above(norms, bounds[id(node.parents[0])]))
     else:
-      terms.append(_pair_norms(n, norm, matrix) * bounds[id(node)])
+      terms.append(times_above(_pair_norms(n, norm, matrix), bounds[id(node)]))
   return up(functools.reduce(jnp.add, terms), len(terms) + 8)
 
 
@@ -189,7 +195,7 @@ def _distances(rows: jax.Array, error: jax.Array) -> jax.Array:
   def of_class(row):
     return gram_upper_bound((rows - row)[:, None])
 
-  return up(lax.map(of_class, rows) + math.sqrt(2) * error)
+  return up(lax.map(of_class, rows) + math.sqrt(2) * (error + flushed(rows)))
 
 
 def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], ...]) -> jax.Array:
@@ -206,7 +212,9 @@ def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], .
   slopes = (*slopes[:-1], (low - lost * abs(low), high + lost * abs(high)))
   is_local = any(jnp.ndim(end) for pair in slopes for end in pair)
   eclipse = _local_eclipse if is_local else _eclipse
-  found = jnp.fmin(eclipse((*earlier, last[i] - last[j]), slopes), bounds[i, j])
+  found = eclipse((*earlier, last[i] - last[j]), slopes)
+  # Differences that are too small to be normal are not in it.
+  found = jnp.fmin(jnp.where(flushed(last) > 0, jnp.inf, found), bounds[i, j])
   return bounds.at[i, j].set(found).at[j, i].set(found)
 
 

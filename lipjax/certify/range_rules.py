@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax.certify.graph import Node, Recipe
+from lipjax.certify.magnitudes import times_above, tiny
 from lipjax.measure.rounding import gamma, unit_roundoff, up
 
 #: Lower and upper ends of all entries, arrays that broadcast to the node's shape.
@@ -23,7 +25,7 @@ MONOTONE = """
 broadcast_in_dim clamp concatenate copy cummax cummin
 dynamic_slice dynamic_update_slice gather max min optimization_barrier pad reduce_max reduce_min
  reduce_window_max reduce_window_min reshape rev select_n sharding_constraint slice
-sort split squeeze stack transpose
+scatter scatter-max scatter-min sort split squeeze stack tile top_k transpose unstack
 """
 #: Grow with every operand, and add.
 SUMS = ("add", "add_any", "reduce_sum", "cumsum", "reduce_window_sum")
@@ -42,9 +44,9 @@ def range_rule(*names: str):
 
 def widened(lower: jax.Array, upper: jax.Array, error: Any = 0.0, terms: int = 4) -> Range:
   """A range with what rounding of a few operations on its ends can have taken away."""
-  dtype = jnp.result_type(lower, jnp.float32)
-  u, tiny = unit_roundoff(jnp.result_type(lower)), float(jnp.finfo(dtype).tiny)
-  error = (1 + 8 * u) * error + terms * tiny
+  dtype = jnp.result_type(lower)
+  u = unit_roundoff(dtype)
+  error = (1 + 8 * u) * error + terms * tiny(dtype)
   return lower - terms * u * jnp.abs(lower) - error, upper + terms * u * jnp.abs(upper) + error
 
 
@@ -74,7 +76,25 @@ def _sum(recipe: Recipe, *ranges: Range) -> Range:
   if recipe.name in ("cumsum", "reduce_window_sum"):
     terms = math.prod(jnp.shape(ranges[0][0]))
   sizes = _bind(recipe)(*(jnp.maximum(jnp.abs(lo), jnp.abs(hi)) for lo, hi in ranges))
-  return widened(lower, upper, gamma(terms, lower.dtype) * sizes)
+  return widened(lower, upper, gamma(terms, lower.dtype) * sizes + terms * tiny(lower.dtype))
+
+
+@range_rule("scatter-add", "scatter-sub")
+def _scattered_sum(recipe: Recipe, x: Range, indices: Range, updates: Range) -> Range:
+  scatter, sign = _bind(recipe), -1 if recipe.name == "scatter-sub" else 1
+  lower, upper = (scatter(a, indices[0], b) for a, b in zip(x, updates[::sign], strict=True))
+  sizes = [jnp.maximum(jnp.abs(lo), jnp.abs(hi)) for lo, hi in (x, updates)]
+  terms = math.prod(jnp.shape(updates[0])) + 1
+  lost = gamma(terms, lower.dtype) * scatter(sizes[0], indices[0], sign * sizes[1])
+  return widened(lower, upper, lost + terms * tiny(lower.dtype))
+
+
+@range_rule("cumlogsumexp")
+def _cumulative_log_sum_exp(recipe: Recipe, x: Range) -> Range:
+  # Between the largest term and n of it.
+  axis = recipe.params["axis"]
+  lower, upper = (lax.cummax(end, axis, recipe.params["reverse"]) for end in x)
+  return widened(lower, upper + math.log(max(lower.shape[axis], 1)))
 
 
 @range_rule("sub")
@@ -106,12 +126,14 @@ def _bilinear(recipe: Recipe, a: Range, b: Range) -> Range:
   terms = _terms(recipe) + 2
   radius = _bind(recipe)(a_size, b_radius) + _bind(recipe)(a_radius, b_size + b_radius)
   lost = gamma(terms, middle.dtype) * (_bind(recipe)(a_size, b_size) + radius)
+  # Of three products.
+  lost = lost + 6 * terms * tiny(middle.dtype)
   return widened(middle - radius, middle + radius, lost)
 
 
 def _middle(lower: jax.Array, upper: jax.Array) -> tuple[jax.Array, jax.Array]:
   middle = lower / 2 + upper / 2
-  radius = up(jnp.maximum(upper - middle, middle - lower), 2)
+  radius = up(jnp.maximum(upper - middle, middle - lower), 2) + tiny(middle.dtype)
   return middle, jnp.where(lower == upper, 0, radius)
 
 
@@ -137,8 +159,10 @@ def row_reach(node: Node, movement: Callable[[Node], Any]) -> Any:
     for x in recipe.operands
   ]
   scale = next(_largest(x) for x in recipe.operands if not isinstance(x, Node))
-  norms = scale * jnp.sqrt(up(_bind(recipe)(*squares), _terms(recipe) + 8))
-  return up(norms * far, 4)
+  terms, square = _terms(recipe), _bind(recipe)(*squares)
+  # Weights far below the largest one have squares of 0.
+  norms = scale * jnp.sqrt(up(square + 2 * terms * tiny(square.dtype), terms + 8))
+  return times_above(up(norms, 4), far)
 
 
 def _largest(weight: Any) -> jax.Array:
@@ -162,7 +186,7 @@ def softmax_range(lower: jax.Array, upper: jax.Array, axes: tuple[int, ...]) -> 
   # Exponents above -104, smaller ones give 0, are off by less than 128 roundings.
   lost = 4 * (lower.size + 512) * unit_roundoff(lower.dtype)
   others = lambda x, sign: jnp.maximum(_total(x, axes) * (1 + sign * lost) - x, 0)
-  high = most / (most + others(least, -1)) * (1 + lost) + float(jnp.finfo(lower.dtype).tiny)
+  high = most / (most + others(least, -1)) * (1 + lost) + tiny(lower.dtype)
   low = least / (least + others(most, 1)) * (1 - lost)
   high, low = jnp.where(jnp.isnan(high), 1, high), jnp.where(jnp.isnan(low), 0, low)
   return jnp.clip(low, 0, 1), jnp.clip(high, 0, 1)

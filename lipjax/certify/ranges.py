@@ -21,8 +21,8 @@ from lipjax.certify.domain import Domain
 from lipjax.certify.engines import ROWS_UP_TO, bound_from_parents, from_sources
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, LinearPart, LipschitzPart, Node, ScalarPart, in_order
+from lipjax.certify.magnitudes import times_above
 from lipjax.certify.range_rules import RANGE_RULES, Range, row_reach, widened
-from lipjax.measure.rounding import up
 
 #: In graphs with more nodes ranges are not refined by LipLT.
 NODES_UP_TO = 400
@@ -76,7 +76,7 @@ def movement(node: Node) -> jax.Array:
   if domain is None:
     return jnp.asarray(jnp.inf)
   _refine(node)
-  return up(reach(node) * domain.radius, 4)
+  return times_above(reach(node), domain.radius)
 
 
 def _refine(node: Node) -> None:
@@ -129,7 +129,7 @@ def _of_node(node: Node, at_point: bool) -> Range | None:
     return found
   entries, domain = node.cache.get("entries"), domain_of(node)
   if entries is not None and domain is not None:
-    entries = up(entries * domain.radius)
+    entries = times_above(entries, domain.radius)
   for distance in (far, rows, entries):
     if distance is not None:
       found = _meet(found, widened(point[0] - distance, point[1] + distance))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from certify.jacobians import compiled, steepest
 from flax import linen as nn
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from reference import FLOAT
 
 import lipjax
@@ -15,23 +15,8 @@ import lipjax
 eqx = pytest.importorskip("equinox")
 hk = pytest.importorskip("haiku")
 
-SCALES = (0.0, 0.1, 1.0, 10.0, 100.0)
 KEYS = jax.random.split(jax.random.key(0), 8)
 IMAGE, ROWS, VECTOR = (1, 4, 4, 2), (2, 3), (6,)
-
-
-def compiled(fn):
-  """What takes long is compiling, not running."""
-  return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def steepest(fn, shape, jacobian=jax.jacrev):
-  """The largest norm of the Jacobian at points of several sizes."""
-  noise = np.random.default_rng(0).standard_normal((len(SCALES), *shape))
-  points = jnp.asarray(noise * np.reshape(SCALES, (-1,) + (1,) * len(shape)), FLOAT)
-  slope = jacobian(lambda x: fn(x).ravel())
-  dense = np.asarray(compiled(lambda xs: lax.map(slope, xs))(points), np.float64)
-  return max(np.linalg.norm(m.reshape((m.shape[0], -1)), 2) for m in dense)
 
 
 def shaken(tree, key=KEYS[0]):
@@ -299,72 +284,3 @@ def test_the_same_weights_have_the_same_bound():
   np.testing.assert_allclose(model(x), ours(x), rtol=1e-4, atol=1e-5)
   upper = lambda fn: float(compiled(lipjax.lipschitz_upper_bound(lambda x: fn(x)))(x))
   assert upper(ours) == pytest.approx(upper(model), rel=1e-5)
-
-
-# Primitives that move entries or take maxima.
-
-AT, TWICE, ONES = jnp.array([1, 4]), jnp.array([2, 2]), jnp.ones(6)
-LINEAR_RULES = {
-  "scatter": lambda x: jnp.zeros(8).at[AT].set(3 * x[:2]) + jnp.pad(x, 1),
-  "scatter over the input": lambda x: x.at[AT].set(3 * x[:2]),
-  "scatter onto one place": lambda x: x.at[TWICE].set(3 * x[:2]),
-  "scatter out of bounds": lambda x: x.at[AT + 4].set(3 * x[:2]),
-  "scatter-add": lambda x: x.at[TWICE].add(3 * x[:2]),
-  "scatter-sub": lambda x: ONES.at[TWICE].subtract(x[:2]),
-  "segment_sum": lambda x: jax.ops.segment_sum(x, jnp.array([0, 0, 1, 0, 1, 2]), 3),
-  "gather out of bounds": lambda x: x.at[AT + 4].get(mode="fill", fill_value=9),
-  "pad with an entry": lambda x: lax.pad(x, 2 * x[0], [(1, 2, 0)]),
-  "tile and stack": lambda x: jnp.stack([jnp.tile(x, 2), jnp.arange(12.0)]),
-  "unstack": lambda x: jnp.unstack(x.reshape(2, 3))[1],
-  "permutation": lambda x: jax.random.permutation(KEYS[0], x),
-  "names and barriers": lambda x: 2 * lax.optimization_barrier((checkpoint_name(x, "x"), 1))[0],
-  "device_put": lambda x: 2 * jax.device_put(x),
-  "half precision": lambda x: x.astype(jnp.bfloat16).at[AT].set(1).astype(FLOAT) @ ONES,
-  "no turns": lambda x: x + lax.scan(lambda c, _: (c, c), x, None, length=0)[1].sum(),
-}
-MAXIMA = {
-  "top_k": lambda x: lax.top_k(x, 2)[0],
-  "sort": lambda x: lax.sort_key_val(x, -x)[0],
-  "segment_max": lambda x: jax.ops.segment_max(x, jnp.array([0, 0, 1, 0, 1, 2]), 3),
-  "scatter-min": lambda x: x.at[TWICE].min(3 * x[1:3]),
-  "cumlogsumexp": lambda x: lax.cumlogsumexp(x),
-}
-
-
-@pytest.mark.parametrize("name", [*LINEAR_RULES, *MAXIMA])
-def test_rules(name):
-  fn = LINEAR_RULES.get(name) or MAXIMA[name]
-  upper = float(compiled(lipjax.lipschitz_upper_bound(fn))(jnp.zeros(VECTOR, FLOAT)))
-  # Forward: not all of these have a transpose.
-  found = steepest(fn, VECTOR, jax.jacfwd)
-  assert found <= upper * (1 + 1e-6)
-  assert upper <= found * (1 + 1e-3 if name in LINEAR_RULES else 3**0.5)
-
-
-@pytest.mark.parametrize("is_small", [False, True])
-def test_what_is_traced_may_choose(is_small):
-  """A branch, and places: the bound is that of those which are chosen when it is computed."""
-
-  def net(which, places, x):
-    x = lax.switch(which, [lambda x: 5 * x, lambda x: jnp.tanh(x), lambda x: ONES], x)
-    return x.at[places].add(x[places])
-
-  bound = lambda *args: lipjax.lipschitz_upper_bound(net, argnums=2)(*args, jnp.zeros(6))
-  args = (jnp.int32(is_small), AT if is_small else TWICE)
-  assert float(compiled(bound)(*args)) == pytest.approx(float(bound(*args)), rel=1e-4)
-  assert float(compiled(bound)(2, AT)) == 0
-
-
-JUMPS = {
-  "branches": lambda x: lax.cond(x[0] > 0, lambda x: x, lambda x: -x, x),
-  "argmax": lambda x: 1.0 * jnp.argmax(x),
-  "argsort": lambda x: 1.0 * jnp.argsort(x),
-  "top_k": lambda x: 1.0 * lax.top_k(x, 2)[1],
-  "scatter": lambda x: x.at[jnp.argmax(x)].set(0),
-}
-
-
-@pytest.mark.parametrize("name", JUMPS)
-def test_what_jumps_raises(name):
-  with pytest.raises(lipjax.CertifyError, match="jump"):
-    lipjax.lipschitz_upper_bound(JUMPS[name])(jnp.zeros(VECTOR))

@@ -10,6 +10,7 @@ from jax import lax
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
 from lipjax.certify.interpreter import is_scalar, rule_for, scalar, size
 from lipjax.certify.linear_parts import merged, moved, scaled_node
+from lipjax.certify.magnitudes import times_above, tiny
 from lipjax.certify.ranges import largest_magnitude, value_range
 from lipjax.certify.rules.elementwise import bind_with, elementwise, shared_link
 from lipjax.certify.rules.normalization import normalized, quotient
@@ -138,7 +139,9 @@ def _quotient(eqn: Any, left: Any, right: Any) -> Any:
   # How far from 0 the divisor stays: not at all if it has both signs.
   least = jnp.maximum(jnp.min(within[0], initial=jnp.inf), -jnp.max(within[1], initial=-jnp.inf))
   inverse = up(1 / jnp.maximum(least, 0))
-  return _of_two(eqn, left, right, (inverse, up(inverse * size * inverse, 4)))
+  inverse = jnp.maximum(inverse, tiny(inverse.dtype))
+  slope = times_above(times_above(inverse, size), inverse)
+  return _of_two(eqn, left, right, (inverse, slope))
 
 
 @rule_for("max", "min")

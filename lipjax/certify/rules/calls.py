@@ -13,20 +13,22 @@ from jax.core import Tracer
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node, Recipe
 from lipjax.certify.interpreter import evaluate, rule_for
-from lipjax.certify.jaxprs import callee, source_line
+from lipjax.certify.jaxprs import called_by, callee, source_line
 from lipjax.certify.linear_parts import merged
 
 
 @rule_for("jit", "call", "closed_call", "eval_jaxpr", "checkpoint", "remat2")
 def call(eqn: Any, *operands: Any) -> Any:
   """Read through."""
-  return evaluate(callee(eqn.params), operands)
+  with called_by(eqn):
+    return evaluate(callee(eqn.params), operands)
 
 
 @rule_for("custom_jvp_call", "custom_vjp_call")
 def custom(eqn: Any, *operands: Any) -> Any:
   """Read through: the function, never its derivative rule."""
-  return evaluate(callee(eqn.params), operands)
+  with called_by(eqn):
+    return evaluate(callee(eqn.params), operands)
 
 
 @rule_for("cond")

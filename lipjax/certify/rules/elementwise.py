@@ -16,7 +16,7 @@ import numpy as np
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node, ScalarPart
 from lipjax.certify.interpreter import is_scalar, rule_for, scalar
-from lipjax.certify.jaxprs import source_line
+from lipjax.certify.jaxprs import source_line, traceback_of, written_at
 from lipjax.certify.ranges import value_range
 from lipjax.certify.slopes.line import slope_cells
 from lipjax.certify.slopes.search import slope_interval
@@ -114,13 +114,15 @@ def shared_link(eqn: Any, operands: Any) -> Any:
     return None
   functions = iter([chain[shared][1] for chain in chains])
   parts = [next(functions) if isinstance(x, Node) else _constant(x) for x in operands]
-  return chains[0][shared][0], lambda x: _bind(eqn, [part(x) for part in parts])
+  bind = _bound(eqn)
+  return chains[0][shared][0], lambda x: bind([part(x) for part in parts])
 
 
 def bind_with(eqn: Any, operands: Any) -> Any:
   """The equation as a function of its one node's entries."""
   parts = [(lambda x: x) if isinstance(x, Node) else _constant(x) for x in operands]
-  return lambda x: _bind(eqn, [part(x) for part in parts])
+  bind = _bound(eqn)
+  return lambda x: bind([part(x) for part in parts])
 
 
 def _constant(value: Any) -> Any:
@@ -130,7 +132,14 @@ def _constant(value: Any) -> Any:
   return lambda x: value
 
 
-def _bind(eqn: Any, operands: Any) -> Any:
-  shape = functools.reduce(jnp.broadcast_shapes, map(jnp.shape, operands))
-  operands = [jnp.broadcast_to(x, shape) for x in operands]
-  return eqn.primitive.bind(*operands, **eqn.params)
+def _bound(eqn: Any) -> Any:
+  """The primitive as a function of operands that broadcast, written where the equation was."""
+  traceback = traceback_of(eqn)
+
+  def bind(operands: Any) -> Any:
+    shape = functools.reduce(jnp.broadcast_shapes, map(jnp.shape, operands))
+    operands = [jnp.broadcast_to(x, shape) for x in operands]
+    with written_at(traceback):
+      return eqn.primitive.bind(*operands, **eqn.params)
+
+  return bind

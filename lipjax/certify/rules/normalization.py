@@ -19,6 +19,7 @@ import numpy as np
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, Recipe
 from lipjax.certify.linear_parts import scaled_node
+from lipjax.certify.magnitudes import norm_above, norm_below, times_above, tiny
 from lipjax.certify.range_rules import Range, range_rule, widened
 from lipjax.certify.ranges import full_range, movement, value_range
 from lipjax.certify.rules.moments import CENTERED, X, is_mean_square, is_variance, statistic
@@ -172,8 +173,8 @@ def _around_point(
   n = what.rows.shape[1]
   lower, upper = full_range(x, at_point=True)
   middle, _ = _rows_of(what, lower, upper)
-  square = what.scale * jnp.mean(jnp.square(middle), 1, keepdims=True)
-  inverse = jax.lax.rsqrt(square + what.epsilon)
+  square = what.scale * jnp.mean(jnp.square(middle), 1, keepdims=True) + what.epsilon
+  inverse = jax.lax.rsqrt(square)
   inverse = jnp.where(jnp.isfinite(inverse), inverse, 0)
   unit = middle * inverse * math.sqrt(what.scale / n)
   back = np.argsort(what.rows, axis=None)
@@ -186,11 +187,12 @@ def _around_point(
     return h.ravel()[back].reshape(shape)
 
   def rest():
-    off = jnp.sqrt(jnp.sum(jnp.square(upper - lower)))
+    off = norm_above(upper - lower)
     # Between any two inputs; what rounding makes of the middle is an input near by.
     rounding = 64 * (n + 16) * unit_roundoff(middle.dtype) * constant * (1 + math.sqrt(n))
-    steep = 6 * math.sqrt(what.scale / n) * jnp.square(constant)
-    return (up(steep * (movement(x) + off) + rounding),)
+    steep = times_above(6 * math.sqrt(what.scale / n), times_above(constant, constant))
+    known = up(times_above(steep, movement(x) + off) + rounding)
+    return (jnp.where(jnp.all(_is_accurate(square)), known, jnp.inf),)
 
   norm = up(jnp.max(inverse, initial=0), n + 16)
   linear = LinearPart(
@@ -206,7 +208,14 @@ def _around_point(
 def _inverse(what: Normalization, least: Any, dtype: Any) -> jax.Array:
   """At least 1/√(a·variance + ε)."""
   square = down(what.scale * jnp.asarray(least, dtype), 2) + down(jnp.asarray(what.epsilon, dtype))
-  return up(1 / jnp.sqrt(square))
+  # One that is too large is as large as it can be.
+  return up(1 / jnp.sqrt(jnp.minimum(square, jnp.finfo(dtype).max)))
+
+
+def _is_accurate(square: jax.Array) -> jax.Array:
+  """Whether squares that were too small, or too large, are no part of what is under a root."""
+  low = tiny(square.dtype) / unit_roundoff(square.dtype) ** 2
+  return (square > low) & (square < jnp.inf)
 
 
 def _least(what: Normalization, x: Node) -> Any:
@@ -215,10 +224,8 @@ def _least(what: Normalization, x: Node) -> Any:
     return 0.0
   n = what.rows.shape[1]
   middle, error = _rows_of(what, *full_range(x, at_point=True))
-  size = jnp.sqrt(jnp.sum(jnp.square(middle), axis=1))
-  moved = movement(x)
-  away = jnp.sqrt(jnp.sum(jnp.square(error), axis=1)) + moved
-  left = jnp.maximum(down(size, n + 16) - up(away, n + 16), 0)
+  away = up(norm_above(error, 1) + movement(x), 2)
+  left = jnp.maximum(down(norm_below(middle, 1)) - away, 0)
   return jnp.min(down(jnp.square(left) / n), initial=jnp.inf)
 
 
@@ -242,13 +249,14 @@ def _range(recipe: Recipe, x: Range) -> Range:
   what: Normalization = recipe.params["what"]
   shape, n = recipe.params["shape"], what.rows.shape[1]
   middle, error = _rows_of(what, *x)
-  size = jnp.sqrt(jnp.sum(jnp.square(middle), axis=1, keepdims=True))
-  away = up(jnp.sqrt(jnp.sum(jnp.square(error), axis=1, keepdims=True)), n + 16)
-  least = jnp.square(jnp.maximum(down(size, n + 16) - away, 0)) / n
+  away = norm_above(error, 1)[:, None]
+  least = jnp.square(jnp.maximum(down(norm_below(middle, 1)[:, None]) - away, 0)) / n
   largest = up(jnp.asarray(math.sqrt(n / what.scale), middle.dtype))
-  value = middle / jnp.sqrt(what.scale * jnp.square(size) / n + what.epsilon)
+  square = what.scale * jnp.mean(jnp.square(middle), axis=1, keepdims=True) + what.epsilon
+  value = middle / jnp.sqrt(square)
   value = jnp.where(jnp.isfinite(value), value, 0)
-  distance = _inverse(what, down(least), middle.dtype) * away
+  distance = times_above(_inverse(what, down(least), middle.dtype), away)
+  distance = jnp.where(_is_accurate(square), distance, jnp.inf)
   distance = distance + 4 * (n + 16) * unit_roundoff(middle.dtype) * largest
   lower, upper = widened(value - distance, value + distance)
   back = np.argsort(what.rows, axis=None)

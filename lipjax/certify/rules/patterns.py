@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, Recipe
+from lipjax.certify.magnitudes import norm_above, times_above
 from lipjax.certify.range_rules import softmax_range
 from lipjax.certify.ranges import full_range, value_range
 from lipjax.measure.rounding import up
@@ -50,8 +51,8 @@ def _softmax_part(z: Node, axes: tuple[int, ...]) -> LipschitzPart:
     # diag(p) - pp' and diag(q) - qq' differ by max|p - q| + |p - q|(|p| + |q|) at most.
     lower, upper = softmax_range(*full_range(z), axes)
     away = jnp.maximum(upper - p, p - lower)
-    length = lambda x: jnp.sqrt(total(jnp.square(x)))
-    sizes = length(away) * (length(upper) + length(p))
+    length = lambda x: jnp.expand_dims(norm_above(x, axes), axes)
+    sizes = times_above(length(away), length(upper) + length(p))
     return (up(jnp.max(jnp.max(away, axes, keepdims=True) + sizes, initial=0), p.size + 16),)
 
   linear = LinearPart(
@@ -77,9 +78,9 @@ def log_sum_exp(left: Any, right: Any, aval: Any) -> Node | None:
     if not _is(log, "log"):
       continue
     total = _source(_without_abs(log.recipe.operands[0]))
-    if not _is(total, "reduce_sum") or not _is(total.recipe.operands[0], "exp"):
+    z = _exponent(total)
+    if z is None:
       continue
-    z = total.recipe.operands[0].recipe.operands[0]
     x = _unshifted(z, total.recipe.params["axes"])
     is_same = x is not z and _source(z.recipe.operands[1]) is _source(shift)
     if is_same and total.shape == log.shape == shift.shape == aval.shape:
@@ -94,12 +95,12 @@ def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
   """
   logarithm = _source(log)
   total = _source(_without_abs(logarithm.recipe.operands[0])) if _is(logarithm, "log") else None
-  if total is None or not _is(total, "reduce_sum") or not _is(total.recipe.operands[0], "exp"):
+  if total is None or _exponent(total) is not z:
     return None
   axes = total.recipe.params["axes"]
   reduced = logarithm.recipe.operands[0]
   is_put_back = _is_put_back(reduced, z.shape, axes) if reduced.shape == log.shape else False
-  if total.recipe.operands[0].recipe.operands[0] is not z or not is_put_back:
+  if not is_put_back:
     return None
   n = math.prod(z.shape[axis] for axis in axes)
   return Node(aval, LipschitzPart((math.sqrt(n),)), (_unshifted(z, axes),))
@@ -108,6 +109,12 @@ def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
 def _without_abs(node: Any) -> Any:
   """A sum of exponentials is its own magnitude."""
   return node.recipe.operands[0] if _is(node, "abs") else node
+
+
+def _exponent(total: Any) -> Any:
+  """The z of ``sum(exp(z))``, None of others; half precision is summed in single precision."""
+  term: Any = _uncast(total.recipe.operands[0]) if _is(total, "reduce_sum") else None
+  return term.recipe.operands[0] if _is(term, "exp") else None
 
 
 def _is(node: Any, name: str) -> bool:
@@ -157,5 +164,5 @@ def _unshifted(z: Any, axes: tuple[int, ...]) -> Node:
   if not (isinstance(x, Node) and isinstance(s, Node)) or x.shape != z.shape:
     return z
   places = _places(s, z.shape)
-  first = np.take(places, [0], axis=axes[0]) if len(axes) == 1 else None
-  return x if first is not None and np.all(places == first) else z
+  first = places[tuple(slice(1 if axis in axes else None) for axis in range(len(z.shape)))]
+  return x if np.all(places == first) else z

@@ -15,6 +15,7 @@ from lipjax.certify.graph import LinearPart, LipschitzPart, Node
 from lipjax.certify.interpreter import rule_for
 from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import convolution_part, dot_part
+from lipjax.certify.magnitudes import norm_above
 from lipjax.certify.ranges import full_range, movement, value_range
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.rounding import up
@@ -38,7 +39,7 @@ def dot_general(eqn: Any, left: Any, right: Any) -> Any:
   is_left = isinstance(right, Node)
   weight: Any = left if is_left else right
   x: Any = right if is_left else left
-  part = dot_part(weight, dimensions, len(x.shape), is_left=is_left)
+  part = dot_part(weight, dimensions=dimensions, x_ndim=len(x.shape), is_left=is_left)
   return Node(eqn.outvars[0].aval, part, (x,))
 
 
@@ -89,10 +90,10 @@ def _distance(node: Node, middle: jax.Array) -> jax.Array:
   """At least how far a node can be, in l2, from a value."""
   lower, upper = full_range(node)
   entries = jnp.maximum(upper - middle, middle - lower)
-  far = up(jnp.sqrt(jnp.sum(jnp.square(entries))), entries.size + 8)
+  far = norm_above(entries)
   point, moved = full_range(node, at_point=True), movement(node)
   off = jnp.maximum(point[1] - middle, middle - point[0])
-  return jnp.fmin(far, moved + up(jnp.sqrt(jnp.sum(jnp.square(off))), off.size + 8))
+  return jnp.fmin(far, up(moved + norm_above(off), 2))
 
 
 def _matrix_bound(node: Node, dimensions: Any, side: int) -> jax.Array | None:
@@ -108,12 +109,12 @@ def _matrix_bound(node: Node, dimensions: Any, side: int) -> jax.Array | None:
     shape = (-1, *(math.prod(node.shape[i] for i in axes) for axes in (free, contract)))
     return jnp.transpose(x, (*batch, *free, *contract)).reshape(shape)
 
-  frobenius = lambda x: jnp.max(_frobenius(matrices(x)), initial=0)
+  frobenius = lambda x: jnp.max(norm_above(matrices(x), (1, 2)), initial=0)
   bound = frobenius(jnp.maximum(jnp.abs(within[0]), jnp.abs(within[1])))
   recipe = node.recipe
   if recipe and recipe.name == "softmax" and set(recipe.params["axes"]) == set(contract):
     # Rows of shares that sum to 1 have a norm of at most 1.
-    bound = jnp.minimum(bound, up(jnp.sqrt(float(math.prod(node.shape[i] for i in free)))))
+    bound = jnp.fmin(bound, up(jnp.sqrt(float(math.prod(node.shape[i] for i in free)))))
   if value_range(node, at_point=True) is None:
     return bound
   point, moved = full_range(node, at_point=True), movement(node)
@@ -121,12 +122,8 @@ def _matrix_bound(node: Node, dimensions: Any, side: int) -> jax.Array | None:
   error = frobenius(up(jnp.maximum(point[1] - middle, middle - point[0])))
   norm = jnp.max(gram_upper_bound(matrices(middle)), initial=0)
   around = up(norm + error + moved, 4)
-  return jnp.where(jnp.isnan(around), bound, jnp.minimum(bound, around))
-
-
-def _frobenius(x: jax.Array) -> jax.Array:
-  n = x.shape[-1] * x.shape[-2]
-  return up(jnp.sqrt(jnp.sum(jnp.square(x), axis=(-2, -1))), n + 8)
+  # Either may be no number: of infinite ends.
+  return jnp.fmin(bound, around)
 
 
 def _two(eqn: Any) -> str:

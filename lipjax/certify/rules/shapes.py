@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
-from lipjax.certify.interpreter import OTHER_RULES, RULES, rule_for, size
+from lipjax.certify.interpreter import rule_for, size
 from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import merged, moved
 from lipjax.measure.rounding import up
@@ -241,9 +241,3 @@ def _must_be_constant(eqn: Any, indices: Any) -> Any:
     msg = f"{eqn.primitive.name!r} at a place that depends on the input has jumps"
     msg = f"{msg}{source_line(eqn)}."
     raise CertifyError(msg)
-
-
-# Primitives of JAX that `jax.extend` does not export, those of them that this version has.
-for _name in ("scatter-sub", "stack", "tile", "unstack"):
-  if hasattr(lax, f"{_name.replace('-', '_')}_p"):
-    OTHER_RULES[getattr(lax, f"{_name.replace('-', '_')}_p")] = RULES[_name]

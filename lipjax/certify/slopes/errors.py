@@ -28,7 +28,7 @@ def where(equation: Equation | None) -> str:
   """
   for candidate in () if equation is None else (equation, *equation.calls):
     line = source_line(candidate)
-    if line.strip(" ()"):
+    if line:
       return line
   return ""
 

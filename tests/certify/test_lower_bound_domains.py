@@ -1,0 +1,41 @@
+"""Slopes that are searched for in balls and boxes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lipjax
+
+
+@pytest.mark.parametrize("domain", ["ball", "box", "both"])
+@pytest.mark.parametrize(("distance", "size"), [(10.0, 1e-2), (1e-3, 1e-4), (0.0, 30.0)])
+def test_starts_lie_in_the_domain(domain, distance, size):
+  """A slope outside of it is not found, and the one in its middle is, up to rounding of `fn`."""
+  rng = np.random.default_rng(0)
+  center = rng.standard_normal(4)
+  center = np.asarray(center * distance / np.linalg.norm(center), np.float32)
+  w = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
+  half = np.float32(size / 2)
+  options = {
+    "ball": {"radius": size},
+    "box": {"box": (center - half, center + half)},
+    "both": {"radius": size, "box": (center - half, center + half)},
+  }[domain]
+
+  def fn(x):
+    away = x - center
+    # Of all inputs beyond the domain, not those in it.
+    out = jnp.maximum(jnp.linalg.norm(away + 1e-30) - size * 1.00001, 0)
+    if domain != "ball":
+      out = jnp.maximum(jnp.abs(away) - half * 1.00001, 0).sum()
+    return jnp.append(jnp.tanh(w @ x / max(size, 1)) * max(size, 1), 1e4 * out)
+
+  lower, upper, _ = lipjax.lipschitz_bounds(lambda x: fn(x)[:3], **options)(center)
+  found = lipjax.lipschitz_lower_bound(fn, **options)(center)
+  jacobian = np.asarray(jax.jacfwd(lambda x: fn(x)[:3])(center), np.float64)
+  at_center = np.linalg.norm(jacobian, 2)
+  # Of two inputs as far apart as the domain is wide, what `rounding` takes away.
+  lost = 16 * 2 * np.finfo(np.float32).eps * np.linalg.norm(fn(center)) / size
+  for slope in (lower, found):
+    assert at_center * (1 - 1e-2) - 4 * lost <= slope <= upper
