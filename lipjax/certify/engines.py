@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, ScalarPart
 from lipjax.certify.magnitudes import norm_above, times_above, tiny
-from lipjax.certify.rows import Rows, identity_rows
+from lipjax.certify.rows import Rows, identity_rows, norms_of, row_norms_of
 from lipjax.measure.rounding import up
 from lipjax.operators.products import compute_dtype
 
@@ -20,6 +20,8 @@ from lipjax.operators.products import compute_dtype
 ROWS_UP_TO = 1024
 #: … and entries.
 ENTRIES_UP_TO = 2**22
+#: A linear map to a target: its matrix, or at least its norm where that is too large.
+Way = Rows | jax.Array
 #: LipLT looks at every pair of nodes; larger graphs get the product alone.
 PAIRS_UP_TO = 40_000
 
@@ -96,79 +98,111 @@ def liplt_bounds(order: list[Node], outputs: list[Node]) -> dict[int, jax.Array]
   bounds: dict[int, jax.Array] = {}
   for node in order:
     bound = bound_from_parents(node, bounds)
-    if id(node) in refined:
+    # One with a bound for each entry was refined for its range.
+    if id(node) in refined and node.cache.get("entries") is None:
       # Not the minimum, as an overflow makes the other one no number.
-      bound = jnp.fmin(bound, _from_sources(node, order, bounds))
+      bound = jnp.fmin(bound, FromSources(node, order, bounds).total())
     # On a domain it can be known already. Either may be no number: 0 times an infinite norm.
     bounds[id(node)] = jnp.fmin(bound, node.cache.get("reach", jnp.inf))
   return bounds
 
 
-def _from_sources(target: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax.Array:
-  # What is split into a linear part and a rest is larger, if the rest is.
-  has_linear = any(isinstance(x.part, LipschitzPart) and x.part.linear for x in order)
-  ways = [from_sources(target, order, bounds, splits=x)[0] for x in {False, has_linear}]
-  return functools.reduce(jnp.fmin, ways)
+def has_linear(node: Node) -> bool:
+  """Whether it is linear, or has a part that is."""
+  is_split = isinstance(node.part, LipschitzPart) and node.part.linear is not None
+  return isinstance(node.part, LinearPart) or is_split
 
 
-def from_sources(
-  target: Node, order: list[Node], bounds: Mapping[int, jax.Array], *, splits: bool
-) -> tuple[jax.Array, jax.Array | None]:
-  """How far the target moves at most, and how far each of its entries, if its matrices are small.
+def splittings(target: Node, order: list[Node]) -> list[bool]:
+  """The `splits` of `_terms` that may give a better bound than the parents'.
 
-  Functions with a linear part are split into that and the rest if `splits`.
+  What is split into a linear part and a rest is larger, if the rest is.
   """
-  totals, entries = [], []
-  for source, norm, matrix in backward_norms(target, order, splits=splits):
+  if is_nonlinear(target):
+    return [True] * has_linear(target)
+  is_split = any(isinstance(x.part, LipschitzPart) and has_linear(x) for x in order)
+  return [False, True] if is_split else [False]
+
+
+class _Term(NamedTuple):
+  """How far a target moves at most for one source: rows or a norm, times how far that moves."""
+
+  way: Way
+  moved: Any
+
+
+class FromSources:
+  """How far a target moves at most when its sources move as far as `bounds` says."""
+
+  def __init__(self, target: Node, order: list[Node], bounds: Mapping[int, jax.Array]):
+    self._target = target
+    self._sums = [_terms(target, order, bounds, splits=x) for x in splittings(target, order)]
+
+  def total(self) -> jax.Array:
+    """The target as a whole, in l2."""
+    terms = [term for terms in self._sums for term in terms]
+    known = iter(norms_of([x.way for x in terms if isinstance(x.way, Rows)]))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      norms = jnp.stack([next(known) if isinstance(x.way, Rows) else x.way for x in terms])
+      moved = jnp.stack([jnp.asarray(x.moved, norms.dtype) for x in terms])
+      best = jnp.fmin(best, up(jnp.sum(times_above(norms, moved)), len(terms) + 1))
+    return best
+
+  def entries(self) -> jax.Array | None:
+    """Each entry of the target; None if the matrices are not small."""
+    terms = [term for terms in self._sums for term in terms]
+    matrices = [x.way for x in terms if isinstance(x.way, Rows)]
+    if not matrices or len(matrices) < len(terms):
+      return None
+    known = iter(row_norms_of(matrices))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      total = functools.reduce(jnp.add, [times_above(next(known), x.moved) for x in terms])
+      best = jnp.fmin(best, up(total, len(terms) + 1))
+    return best.reshape(self._target.shape)
+
+
+def _terms(
+  target: Node, order: list[Node], bounds: Mapping[int, jax.Array], *, splits: bool
+) -> list[_Term]:
+  """One for each source; functions with a linear part are that and a rest if `splits`."""
+  terms = []
+  for source, way in backward(target, order, splits=splits):
     part = source.part
     if part is None:
-      moved = jnp.ones((), norm.dtype)
+      moved = jnp.ones((), compute_dtype(source.aval.dtype))
     elif isinstance(part, ScalarPart):
-      half = half_range(part)
-      moved = bounds[id(source.parents[0])]
-      norm = times_above(norm, jnp.max(half, initial=0))
-      matrix = None if matrix is None else matrix.scaled(half)
-      if half.ndim and matrix is not None:
-        norm = jnp.fmin(norm, matrix.norm())
+      half, moved = half_range(part), bounds[id(source.parents[0])]
+      if half.ndim and isinstance(way, Rows):
+        way = way.scaled(half)
+      else:
+        moved = times_above(moved, jnp.max(half, initial=0))
     elif isinstance(part, LipschitzPart) and part.linear is not None and splits:
       moved = _joint(source, part.rest(), bounds)
     else:
       moved = bound_from_parents(source, bounds)
-    totals.append(times_above(norm, moved))
-    entries.append(None if matrix is None else times_above(matrix.row_norms(), moved))
-  total = up(functools.reduce(jnp.add, totals, jnp.zeros(())), len(totals) + 1)
-  if not entries or any(x is None for x in entries):
-    return total, None
-  return total, up(functools.reduce(jnp.add, entries), len(entries) + 1).reshape(target.shape)
+    terms.append(_Term(way, moved))
+  return terms
 
 
-def backward_norms(
-  target: Node, order: list[Node], *, splits: bool = True
-) -> Iterator[tuple[Node, jax.Array, Rows | None]]:
-  """A source, an input or a nonlinear node, a bound of ‖A‖ from it to the target, and its rows."""
+def backward(target: Node, order: list[Node], *, splits: bool = True) -> Iterator[tuple[Node, Way]]:
+  """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
   dtype = compute_dtype(target.aval.dtype)
-  n_rows = math.prod(target.shape)
-  norms = {id(target): jnp.ones((), dtype)}
-  is_small = 0 < n_rows <= ROWS_UP_TO
-  rows: dict[int, Rows | None] = {}
-  rows[id(target)] = identity_rows(target, dtype) if is_small else None
-  place = order.index(target)
-  for node in reversed(order[: place + 1]):
-    if id(node) not in norms:
+  is_small = 0 < math.prod(target.shape) <= ROWS_UP_TO
+  ways: dict[int, Way] = {}
+  ways[id(target)] = identity_rows(target, dtype) if is_small else jnp.ones((), dtype)
+  for node in reversed(order[: order.index(target) + 1]):
+    if id(node) not in ways:
       continue
-    norm, matrix = norms.pop(id(node)), rows.pop(id(node), None)
-    is_source = node.part is None or is_nonlinear(node)
-    if is_source and matrix is not None:
-      norm = jnp.fmin(norm, matrix.norm())
-    if is_source:
-      yield node, norm, matrix
-    part = node.part
+    way, part = ways.pop(id(node)), node.part
+    if part is None or is_nonlinear(node):
+      yield node, way
     if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
       continue
     for i, parent in enumerate(node.parents):
-      gain, earlier = step_back(node, i, matrix)
-      norms[id(parent)] = up(norms.get(id(parent), 0) + times_above(norm, gain), 2)
-      rows[id(parent)] = _joined(rows[id(parent)], earlier) if id(parent) in rows else earlier
+      earlier = step_back(node, i, way)
+      ways[id(parent)] = _joined(ways[id(parent)], earlier) if id(parent) in ways else earlier
 
 
 def half_range(part: ScalarPart) -> jax.Array:
@@ -180,33 +214,42 @@ def half_range(part: ScalarPart) -> jax.Array:
   return jnp.where(low < high, jnp.maximum(half, tiny(half.dtype)), half)
 
 
-def _joined(one: Rows | None, other: Rows | None) -> Rows | None:
-  return None if one is None or other is None else one.plus(other)
+def _joined(one: Way, other: Way) -> Way:
+  if isinstance(one, Rows) and isinstance(other, Rows):
+    return one.plus(other)
+  return up(_norm(one) + _norm(other), 2)
+
+
+def _norm(way: Way) -> jax.Array:
+  return way.norm() if isinstance(way, Rows) else way
 
 
 def rows_to_source(target: Node) -> tuple[Rows | None, Node]:
   """The matrix from the one source of a chain's node to it, and the source; None if too large."""
-  matrix: Rows | None = identity_rows(target, compute_dtype(target.aval.dtype))
+  way: Way = identity_rows(target, compute_dtype(target.aval.dtype))
   node = target
   while isinstance(node.part, LinearPart):
-    matrix = step_back(node, 0, matrix)[1]
+    way = step_back(node, 0, way)
     node = node.parents[0]
-    if matrix is None:
-      break
-  return matrix, node
+    if not isinstance(way, Rows):
+      return None, node
+  return way, node
 
 
-def step_back(node: Node, i: int, matrix: Rows | None) -> tuple[Any, Rows | None]:
-  """A bound of the map from the i-th parent to a node, and the rows from that parent on."""
-  if isinstance(node.part, ScalarPart):
-    low, high = node.part.slopes()
+def step_back(node: Node, i: int, way: Way) -> Way:
+  """From the i-th parent of a node on; a norm where the matrix is too large."""
+  part = node.part
+  if isinstance(part, ScalarPart):
+    low, high = part.slopes()
     middle = (low + high) / 2
-    return jnp.max(jnp.abs(middle), initial=0), None if matrix is None else matrix.scaled(middle)
-  part = node.part.linear if isinstance(node.part, LipschitzPart) else node.part
+    if isinstance(way, Rows):
+      return way.scaled(middle)
+    return times_above(way, jnp.max(jnp.abs(middle), initial=0))
+  part = part.linear if isinstance(part, LipschitzPart) else part
   if not isinstance(part, LinearPart):
     msg = "Only linear parts and scalar functions have a matrix."
     raise TypeError(msg)
   gain = part.norms[i]()
-  if matrix is None or matrix.n_rows * math.prod(node.parents[i].shape) > ENTRIES_UP_TO:
-    return gain, None
-  return gain, matrix.through(node, part, i, gain)
+  if isinstance(way, Rows) and way.n_rows * math.prod(node.parents[i].shape) <= ENTRIES_UP_TO:
+    return way.through(node, part, i, gain)
+  return times_above(_norm(way), gain)

@@ -64,6 +64,7 @@ def _roundings(n: int) -> int:
   return 2 * math.isqrt(n) + 8
 
 
+@jax.jit
 def times_above(a: Any, b: Any) -> jax.Array:
   """At least the product of two numbers that are not negative; 0 if one is 0.
 

@@ -17,7 +17,8 @@ from lipjax.certify.chains.reading import as_chain
 from lipjax.certify.domain import is_domain
 from lipjax.certify.engines import (
   ROWS_UP_TO,
-  backward_norms,
+  Way,
+  backward,
   half_range,
   liplt_bounds,
   step_back,
@@ -151,8 +152,8 @@ def _from_last_layer(logits: Node, bounds: dict[int, jax.Array]) -> jax.Array:
     return _of_any(n, bounds[id(logits)])
   node, matrix = logits, identity_rows(logits, dtype)
   while isinstance(node.part, LinearPart) and len(node.parents) == 1:
-    earlier = step_back(node, 0, matrix)[1]
-    if earlier is None:
+    earlier = step_back(node, 0, matrix)
+    if not isinstance(earlier, Rows):
       break
     node, matrix = node.parents[0], earlier
   return times_above(_distances(matrix.value.reshape((n, -1)), matrix.error), bounds[id(node)])
@@ -162,24 +163,24 @@ def _liplt(logits: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax
   """As `liplt_bounds`, with differences of rows for norms; only scalar functions are split."""
   n = logits.aval.size
   terms = []
-  for node, norm, matrix in backward_norms(logits, order, splits=False):
+  for node, way in backward(logits, order, splits=False):
     if isinstance(node.part, ScalarPart):
-      half = half_range(node.part)
-      norms = times_above(_pair_norms(n, norm, matrix), jnp.max(half, initial=0))
-      if matrix is not None and half.ndim:
-        norms = jnp.fmin(norms, _pair_norms(n, jnp.inf, matrix.scaled(half)))
-      terms.append(times_above(norms, bounds[id(node.parents[0])]))
+      half, moved = half_range(node.part), bounds[id(node.parents[0])]
+      if half.ndim and isinstance(way, Rows):
+        way = way.scaled(half)
+      else:
+        moved = times_above(moved, jnp.max(half, initial=0))
     else:
-      terms.append(times_above(_pair_norms(n, norm, matrix), bounds[id(node)]))
+      moved = bounds[id(node)]
+    terms.append(times_above(_pair_norms(n, way), moved))
   return up(functools.reduce(jnp.add, terms), len(terms) + 8)
 
 
-def _pair_norms(n: int, norm: Any, matrix: Rows | None) -> jax.Array:
+def _pair_norms(n: int, way: Way) -> jax.Array:
   """At least the norm of the difference of two rows of n, for all pairs."""
-  of_any = _of_any(n, norm)
-  if matrix is None:
-    return of_any
-  return jnp.fmin(of_any, _distances(matrix.value.reshape((n, -1)), matrix.error))
+  if isinstance(way, Rows):
+    return _distances(way.value.reshape((n, -1)), way.error)
+  return _of_any(n, way)
 
 
 def _of_any(n: int, norm: Any) -> jax.Array:

@@ -18,9 +18,15 @@ import jax
 import jax.numpy as jnp
 
 from lipjax.certify.domain import Domain
-from lipjax.certify.engines import ROWS_UP_TO, bound_from_parents, from_sources
+from lipjax.certify.engines import (
+  ROWS_UP_TO,
+  FromSources,
+  bound_from_parents,
+  has_linear,
+  is_nonlinear,
+)
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.graph import Failure, LinearPart, LipschitzPart, Node, ScalarPart, in_order
+from lipjax.certify.graph import Failure, LinearPart, Node, ScalarPart, in_order
 from lipjax.certify.magnitudes import times_above
 from lipjax.certify.range_rules import RANGE_RULES, Range, row_reach, widened
 
@@ -65,6 +71,8 @@ def largest_magnitude(operand: Any) -> Any:
 def reach(node: Node) -> jax.Array:
   """A bound of how far the node moves for each unit that the input moves, on the domain."""
   if "reach" not in node.cache:
+    for parent in node.parents if is_nonlinear(node) else ():
+      _refine(parent)
     bounds = {id(parent): reach(parent) for parent in node.parents}
     node.cache["reach"] = bound_from_parents(node, bounds)
   return node.cache["reach"]
@@ -82,20 +90,22 @@ def movement(node: Node) -> jax.Array:
 def _refine(node: Node) -> None:
   """A better `reach`, and one for each entry, by LipLT; once, and for what is small."""
   is_small = 0 < math.prod(node.shape) <= ROWS_UP_TO
-  if "entries" in node.cache or not isinstance(node.part, LinearPart) or not is_small:
+  if "entries" in node.cache or not is_small or not has_linear(node):
     return
-  node.cache["entries"] = None
+  # With an added constant it is the same map of the same parents.
+  known = node.parents[0].cache.setdefault("refined", {})
+  key = (id(node.part), *map(id, node.parents))
+  if key not in known:
+    known[key] = (node, *_refined(node))
+  _, node.cache["reach"], node.cache["entries"] = known[key]
+
+
+def _refined(node: Node) -> tuple[jax.Array, jax.Array | None]:
   bound, order = reach(node), in_order([node])
   if len(order) > NODES_UP_TO:
-    return
-  bounds = {id(x): reach(x) for x in order}
-  has_linear = any(isinstance(x.part, LipschitzPart) and x.part.linear for x in order)
-  for splits in {False, has_linear}:
-    total, entries = from_sources(node, order, bounds, splits=splits)
-    bound, known = jnp.fmin(total, bound), node.cache["entries"]
-    if entries is not None:
-      node.cache["entries"] = entries if known is None else jnp.fmin(entries, known)
-  node.cache["reach"] = bound
+    return bound, None
+  better = FromSources(node, order, {id(x): reach(x) for x in order})
+  return jnp.fmin(better.total(), bound), better.entries()
 
 
 def domain_of(node: Node) -> Domain | None:

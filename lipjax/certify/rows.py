@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,11 @@ import jax.numpy as jnp
 from lipjax.certify.graph import LinearPart, Node
 from lipjax.certify.magnitudes import flushed, norm_above, times_above, tiny
 from lipjax.measure.gram import gram_upper_bound
-from lipjax.measure.rounding import gamma, pairwise_sum, pairwise_terms, unit_roundoff, up
+from lipjax.measure.rounding import gamma, unit_roundoff, up
 from lipjax.operators.products import compute_dtype
+
+#: Matrices of more entries are looked at one by one, so that few are held at once.
+STACKED_UP_TO = 2**14
 
 
 def identity_rows(node: Node, dtype: Any):
@@ -32,8 +37,16 @@ class Rows:
     is_exact: whether the value is the exact matrix.
   """
 
-  def __init__(self, value, error, *, is_selection: bool = False, is_exact: bool = False):
-    self.value, self.error = value, error
+  def __init__(
+    self,
+    value: jax.Array,
+    error: jax.Array,
+    size: jax.Array | None = None,
+    *,
+    is_selection: bool = False,
+    is_exact: bool = False,
+  ):
+    self.value, self.error, self._size = value, error, size
     self.is_selection, self.is_exact = is_selection, is_exact
 
   @property
@@ -41,65 +54,118 @@ class Rows:
     """How many entries the target has."""
     return self.value.shape[0]
 
-  def norm(self):
+  @property
+  def size(self) -> jax.Array:
+    """At least the norm of the value; looser than `norm`, and cheap."""
+    if self._size is None:
+      self._size = _norm_above(self.value)
+    return self._size
+
+  def norm(self) -> jax.Array:
     """At least the norm of the exact matrix."""
-    return _with_error(self.value, self.error)
+    return norms_of([self])[0]
 
-  def row_norms(self):
-    """At least the norm of each row of the exact matrix."""
-    rows = self.value.reshape((self.n_rows, -1))
-    return up(norm_above(rows, 1) + self.error, 2)
-
-  def scaled(self, factor: Any):
+  def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
-    value = self.value * factor
-    largest = jnp.max(jnp.abs(factor), initial=0)
-    lost = 2 * unit_roundoff(value.dtype) * _norm_above(value)
-    lost = lost + self._too_small(largest, 2)
-    return Rows(value, up(times_above(largest, self.error) + lost))
+    return Rows(*_scaled(self.value, self.error, factor))
 
-  def plus(self, other: Any):
+  def plus(self, other: Rows) -> Rows:
     """Of two ways to the target."""
-    total = self.value + other.value
-    lost = 2 * unit_roundoff(total.dtype) * _norm_above(total)
-    lost = lost + flushed(self.value) + flushed(other.value)
-    return Rows(total, up(self.error + other.error + lost))
+    return Rows(*_sum(self.value, self.error, other.value, other.error))
 
-  def through(self, node: Node, part: LinearPart, i: int, gain: Any):
+  def through(self, node: Node, part: LinearPart, i: int, gain: Any) -> Rows:
     """To the i-th parent of a node with a linear part."""
     value = _transposed(part.apply, node, i)(self.value)
-    error = times_above(self.error, gain)
-    if part.lost is not None:
-      error = error + times_above(part.lost, _norm_above(self.value))
     rounds = bool(part.roundings) and not self.is_selection
-    if rounds and part.magnitude is not None:
-      magnitude = _transposed(part.magnitude, node, i)(jnp.abs(self.value))
-      error = error + gamma(part.roundings + 2, value.dtype) * _norm_above(magnitude)
-    elif rounds:
-      # ‖|A|‖ ≤ ‖A‖_F ≤ √rank ‖A‖.
-      rank = min(math.prod(node.shape), math.prod(node.parents[i].shape))
-      relative = gamma(part.roundings + 2, value.dtype) * math.sqrt(rank)
-      error = error + relative * gain * _norm_above(self.value)
     if rounds:
-      size = max(math.prod(node.shape), math.prod(node.parents[i].shape))
-      error = error + self._too_small(gain, 2 * (part.roundings + 2), size)
+      sizes = math.prod(node.shape), math.prod(node.parents[i].shape)
+      if part.magnitude is not None:
+        terms = _norm_above(_transposed(part.magnitude, node, i)(jnp.abs(self.value)))
+      else:
+        # ‖|A|‖ ≤ ‖A‖_F ≤ √rank ‖A‖.
+        terms = math.sqrt(min(sizes)) * gain * self.size
+      error = _rounded(self.error, terms, self.value, gain, part.roundings + 2, max(sizes))
+    elif isinstance(gain, float) and gain == 1:
+      error = self.error
+    else:
+      error = times_above(self.error, gain)
+    if part.lost is not None:
+      error = up(error + times_above(part.lost, self.size))
     return Rows(
       value,
-      up(error),
+      error,
       is_selection=self.is_selection and part.is_selection,
       is_exact=self.is_exact and not rounds and part.is_exact,
     )
 
-  def _too_small(self, gain: Any, terms: int, n_columns: int | None = None):
-    """What products of so many terms lose by being too small; nothing if all are 0."""
-    n_columns = math.prod(self.value.shape[1:]) if n_columns is None else n_columns
-    low = terms * math.sqrt(self.n_rows * n_columns) * tiny(self.value.dtype)
-    return jnp.where(jnp.any(self.value != 0) & (gain > 0), low, 0)
+
+@jax.jit
+def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
+  scaled = value * factor
+  size, largest = _norm_above(scaled), jnp.max(jnp.abs(factor), initial=0)
+  low = _too_small(value.size, 3, value.dtype)
+  moves = (jnp.any(value != 0) | (error > 0)) & (largest > 0)
+  lost = 2 * unit_roundoff(value.dtype) * size + jnp.where(moves, low, 0)
+  return scaled, up(largest * error + lost), size
 
 
 @jax.jit
-def _with_error(rows: Any, error: Any):
-  return up(gram_upper_bound(rows.reshape((rows.shape[0], -1))) + error, 2)
+def _sum(one: jax.Array, of_one: jax.Array, other: jax.Array, of_other: jax.Array):
+  total = one + other
+  size = _norm_above(total)
+  lost = 2 * unit_roundoff(total.dtype) * size + flushed(one) + flushed(other)
+  return total, up(of_one + of_other + lost), size
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _rounded(error, terms, value, gain, roundings, n_columns) -> jax.Array:
+  """The error of a product with a matrix of norm `gain`, of an inexact `value`."""
+  lost = gamma(roundings, value.dtype) * terms
+  low = _too_small(value.shape[0] * n_columns, 2 * roundings + 1, value.dtype)
+  moves = (jnp.any(value != 0) | (error > 0)) & (gain > 0)
+  return up(error * gain + lost + jnp.where(moves, low, 0))
+
+
+def _too_small(n_entries: int, terms: int, dtype: Any) -> float:
+  """What products of so many terms lose by being too small."""
+  return terms * math.sqrt(n_entries) * tiny(dtype)
+
+
+def norms_of(matrices: Sequence[Rows]) -> list[jax.Array]:
+  """At least the norm of each exact matrix."""
+  return _in_stacks(matrices, _with_error)
+
+
+def row_norms_of(matrices: Sequence[Rows]) -> list[jax.Array]:
+  """At least the norm of each row of each exact matrix."""
+  return _in_stacks(matrices, _row_norms)
+
+
+def _in_stacks(matrices: Sequence[Rows], fn: Any) -> list[jax.Array]:
+  """Of matrices of one shape together: one program for them, which compiles sooner than many."""
+  stacks: dict[Any, list[int]] = {}
+  for i, x in enumerate(matrices):
+    is_large = x.value.size > STACKED_UP_TO
+    stacks.setdefault((x.n_rows, x.value.size, i * is_large), []).append(i)
+  found: dict[int, jax.Array] = {}
+  for indices in stacks.values():
+    results = fn([matrices[i].value for i in indices], [matrices[i].error for i in indices])
+    found |= dict(zip(indices, results, strict=True))
+  return [found[i] for i in range(len(matrices))]
+
+
+@jax.jit
+def _with_error(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
+  return list(up(jax.vmap(gram_upper_bound)(_stacked(values)) + jnp.stack(errors), 2))
+
+
+@jax.jit
+def _row_norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
+  return list(up(norm_above(_stacked(values), 2) + jnp.stack(errors)[:, None], 2))
+
+
+def _stacked(values: list[jax.Array]) -> jax.Array:
+  return jnp.stack([x.reshape((x.shape[0], -1)) for x in values])
 
 
 def _transposed(apply: Any, node: Node, i: int):
@@ -115,12 +181,7 @@ def _transposed(apply: Any, node: Node, i: int):
 
 @jax.jit
 def _norm_above(x: Any):
-  """At least the spectral norm of rows: their Frobenius norm, or by largest sums."""
+  """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
   x = jnp.abs(x.reshape((x.shape[0], -1)))
-  largest = jnp.max(x, initial=0)
-  scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-  x = x / scale
-  square = pairwise_sum(jnp.square(x).ravel(), 0)
-  sums = jnp.max(jnp.sum(x, axis=0), initial=0) * jnp.max(jnp.sum(x, axis=1), initial=0)
-  terms = 4 + max(pairwise_terms(x.size), sum(x.shape))
-  return up(scale * jnp.sqrt(jnp.minimum(square, sums)), terms)
+  columns, rows = (jnp.max(jnp.sum(x, axis=axis), initial=0) for axis in (0, 1))
+  return up(jnp.sqrt(columns) * jnp.sqrt(rows), 4 + sum(x.shape))
