@@ -7,9 +7,15 @@ import pytest
 
 import lipjax
 
+DOMAINS, PLACES = ["ball", "box", "both"], [(10.0, 1e-2), (1e-3, 1e-4), (0.0, 30.0)]
+CASES = [
+  pytest.param(domain, *place, marks=[] if i == j else pytest.mark.slow)
+  for i, domain in enumerate(DOMAINS)
+  for j, place in enumerate(PLACES)
+]
 
-@pytest.mark.parametrize("domain", ["ball", "box", "both"])
-@pytest.mark.parametrize(("distance", "size"), [(10.0, 1e-2), (1e-3, 1e-4), (0.0, 30.0)])
+
+@pytest.mark.parametrize(("domain", "distance", "size"), CASES)
 def test_starts_lie_in_the_domain(domain, distance, size):
   """A slope outside of it is not found, and the one in its middle is, up to rounding of `fn`."""
   rng = np.random.default_rng(0)

@@ -52,7 +52,7 @@ def check_on_balls(program):
       assert found <= float(upper) * (1 + 1e-5), (name, radius)
 
 
-@settings(max_examples=6, **SETTINGS)
+@settings(max_examples=4, **SETTINGS)
 @given(programs())
 def test_no_slope_is_above(program):
   check(program)

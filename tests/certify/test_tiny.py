@@ -77,18 +77,17 @@ def test_tiny_weights(name):
 
 
 @pytest.mark.parametrize("name", LOCAL)
-@pytest.mark.parametrize("radius", [1e-18, 1e-25, 1e-38, 1e-42])
-def test_tiny_balls_and_boxes(name, radius):
+def test_tiny_balls_and_boxes(name):
   fn, shape = LOCAL[name]
   x = np.zeros(shape, np.float32)
-  least = truth(fn, around(x, radius))
-  assert least > 0
-  domains = {"radius": radius}, {"box": (-radius, radius)}
-  for domain in domains:
-    upper = jax.jit(lambda x, domain=domain: lipjax.lipschitz_upper_bound(fn, **domain)(x))
-    assert float(upper(x)) >= least, domain
-    # A finite bound at least where nothing is steep.
-    assert np.isfinite(float(upper(x))), domain
+  ball = jax.jit(lambda r: lipjax.lipschitz_upper_bound(fn, radius=r)(x))
+  box = jax.jit(lambda r: lipjax.lipschitz_upper_bound(fn, box=(-r, r))(x))
+  for radius in (1e-18, 1e-25, 1e-38, 1e-42):
+    least = truth(fn, around(x, radius))
+    assert least > 0
+    for upper in (ball, box):
+      # Finite, as nothing is steep.
+      assert least <= float(upper(np.float32(radius))) < np.inf
 
 
 def test_balls_around_tiny_inputs():
@@ -148,7 +147,7 @@ def test_products_are_rounded_up():
       assert (float(found) == 0) == (exact == 0)
 
 
-@pytest.mark.parametrize("fn", [jnp.tanh, lambda x: A @ x, attention])
+@pytest.mark.parametrize("fn", [jnp.tanh, pytest.param(attention, marks=pytest.mark.slow)])
 def test_radii_that_are_none(fn):
   """A traced radius cannot raise."""
   x = jnp.ones((4, 4))
