@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node, ScalarPart
 from lipjax.certify.magnitudes import norm_above, times_above, tiny
-from lipjax.certify.rows import Rows, identity_rows, norms_of, row_norms_of
+from lipjax.certify.rows import Measured, Rows, identity_rows, norms_of, row_norms_of
 from lipjax.measure.rounding import up
 from lipjax.operators.products import compute_dtype
 
@@ -125,9 +125,9 @@ def splittings(target: Node, order: list[Node]) -> list[bool]:
 
 
 class _Term(NamedTuple):
-  """How far a target moves at most for one source: rows or a norm, times how far that moves."""
+  """How far a target moves at most for one source: by the map from it, times how far it moves."""
 
-  way: Way
+  way: Way | Measured
   moved: Any
 
 
@@ -140,20 +140,19 @@ class FromSources:
 
   def total(self) -> jax.Array:
     """The target as a whole, in l2."""
-    terms = [term for terms in self._sums for term in terms]
-    known = iter(norms_of([x.way for x in terms if isinstance(x.way, Rows)]))
+    known = iter(norms_of(self._matrices()))
     best = jnp.asarray(jnp.inf)
     for terms in self._sums:
-      norms = jnp.stack([next(known) if isinstance(x.way, Rows) else x.way for x in terms])
-      moved = jnp.stack([jnp.asarray(x.moved, norms.dtype) for x in terms])
-      best = jnp.fmin(best, up(jnp.sum(times_above(norms, moved)), len(terms) + 1))
+      norms = [x.way if isinstance(x.way, jax.Array) else next(known) for x in terms]
+      moved = jnp.stack([x.moved for x in terms])
+      total = jnp.sum(times_above(jnp.stack(norms), moved))
+      best = jnp.fmin(best, up(total, len(terms) + 1))
     return best
 
   def entries(self) -> jax.Array | None:
     """Each entry of the target; None if the matrices are not small."""
-    terms = [term for terms in self._sums for term in terms]
-    matrices = [x.way for x in terms if isinstance(x.way, Rows)]
-    if not matrices or len(matrices) < len(terms):
+    matrices = self._matrices()
+    if not matrices or len(matrices) < sum(map(len, self._sums)):
       return None
     known = iter(row_norms_of(matrices))
     best = jnp.asarray(jnp.inf)
@@ -161,6 +160,10 @@ class FromSources:
       total = functools.reduce(jnp.add, [times_above(next(known), x.moved) for x in terms])
       best = jnp.fmin(best, up(total, len(terms) + 1))
     return best.reshape(self._target.shape)
+
+  def _matrices(self) -> list[Rows | Measured]:
+    ways = [term.way for terms in self._sums for term in terms]
+    return [way for way in ways if not isinstance(way, jax.Array)]
 
 
 def _terms(
@@ -182,7 +185,7 @@ def _terms(
       moved = _joint(source, part.rest(), bounds)
     else:
       moved = bound_from_parents(source, bounds)
-    terms.append(_Term(way, moved))
+    terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved))
   return terms
 
 

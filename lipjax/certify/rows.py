@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.rounding import gamma, unit_roundoff, up
 from lipjax.operators.products import compute_dtype
 
-#: Matrices of more entries are looked at one by one, so that few are held at once.
+#: Matrices of more entries are measured one by one, so that few are held at once.
 STACKED_UP_TO = 2**14
 
 
@@ -25,6 +25,13 @@ def identity_rows(node: Node, dtype: Any):
   n = math.prod(node.shape)
   eye = jnp.eye(n, dtype=dtype).reshape((n, *node.shape))
   return Rows(eye, jnp.zeros((), dtype), is_selection=True, is_exact=True)
+
+
+class Measured(NamedTuple):
+  """What is kept of a large matrix: at least its norm, and at least that of each of its rows."""
+
+  norm: jax.Array
+  row_norms: jax.Array
 
 
 class Rows:
@@ -63,7 +70,13 @@ class Rows:
 
   def norm(self) -> jax.Array:
     """At least the norm of the exact matrix."""
-    return norms_of([self])[0]
+    return _norms([self.value], [self.error])[0]
+
+  def measured(self) -> Measured | Rows:
+    """What is kept of it."""
+    if self.value.size <= STACKED_UP_TO:
+      return self
+    return Measured(self.norm(), _row_norms([self.value], [self.error])[0])
 
   def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
@@ -131,31 +144,34 @@ def _too_small(n_entries: int, terms: int, dtype: Any) -> float:
   return terms * math.sqrt(n_entries) * tiny(dtype)
 
 
-def norms_of(matrices: Sequence[Rows]) -> list[jax.Array]:
+def norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
   """At least the norm of each exact matrix."""
-  return _in_stacks(matrices, _with_error)
+  return _in_stacks(matrices, _norms, lambda x: x.norm)
 
 
-def row_norms_of(matrices: Sequence[Rows]) -> list[jax.Array]:
+def row_norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
   """At least the norm of each row of each exact matrix."""
-  return _in_stacks(matrices, _row_norms)
+  return _in_stacks(matrices, _row_norms, lambda x: x.row_norms)
 
 
-def _in_stacks(matrices: Sequence[Rows], fn: Any) -> list[jax.Array]:
+def _in_stacks(matrices: Sequence[Rows | Measured], fn: Any, known: Any) -> list[jax.Array]:
   """Of matrices of one shape together: one program for them, which compiles sooner than many."""
   stacks: dict[Any, list[int]] = {}
-  for i, x in enumerate(matrices):
-    is_large = x.value.size > STACKED_UP_TO
-    stacks.setdefault((x.n_rows, x.value.size, i * is_large), []).append(i)
   found: dict[int, jax.Array] = {}
+  for i, x in enumerate(matrices):
+    if isinstance(x, Measured):
+      found[i] = known(x)
+    else:
+      stacks.setdefault((x.n_rows, x.value.size), []).append(i)
   for indices in stacks.values():
-    results = fn([matrices[i].value for i in indices], [matrices[i].error for i in indices])
+    rows = [x for x in (matrices[i] for i in indices) if isinstance(x, Rows)]
+    results = fn([x.value for x in rows], [x.error for x in rows])
     found |= dict(zip(indices, results, strict=True))
   return [found[i] for i in range(len(matrices))]
 
 
 @jax.jit
-def _with_error(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
+def _norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
   return list(up(jax.vmap(gram_upper_bound)(_stacked(values)) + jnp.stack(errors), 2))
 
 

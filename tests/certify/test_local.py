@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.extend.core import Primitive
 
 import lipjax
+from lipjax.certify import engines, rows
 from lipjax.certify.lipschitz import bounds_by_engine
 
 
@@ -94,6 +95,18 @@ def test_bounds_on_balls(name):
     if radius == 0 and name != "convolutional":
       # Slopes are known in cells of 1/32, which is what is lost; at pooling it is more.
       assert upper <= 1.2 * largest_slope(fn, x, 0)
+
+
+def test_matrices_too_large_to_keep(monkeypatch):
+  """Measured one by one they say the same; where there are none, norms multiply."""
+  a, b = (jax.random.normal(jax.random.key(i), (4, 4)) for i in range(2))
+  fn = lambda x: x + b @ jnp.tanh(a @ x) + jnp.tanh(b @ jnp.tanh(a @ x))
+  bound = lambda: float(lipjax.lipschitz_upper_bound(fn, radius=0.1)(jnp.ones(4)))
+  stacked = bound()
+  monkeypatch.setattr(rows, "STACKED_UP_TO", 0)
+  assert bound() == pytest.approx(stacked, rel=1e-5)
+  monkeypatch.setattr(engines, "ENTRIES_UP_TO", 0)
+  assert stacked < bound() < 10 * stacked
 
 
 @pytest.mark.slow
