@@ -28,6 +28,7 @@ def run_quick(out, name):
   return numbers
 
 
+@pytest.mark.slow
 def test_wasserstein_quick(tmp_path, capsys):
   numbers = run_quick(tmp_path, "wasserstein")
   assert len(numbers["methods"]) == 8

@@ -80,7 +80,7 @@ def applied(module, shape, seed=0):
   return (lambda x: module.apply(variables, x)), x
 
 
-QUICK = ("relu", "attention", "layer")
+QUICK = ("attention", "layer")
 
 
 @pytest.mark.parametrize(

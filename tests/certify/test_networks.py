@@ -75,7 +75,7 @@ class UNet(nn.Module):
     pytest.param(Recurrent(), (1, 4, 3), marks=pytest.mark.slow),
     (Gated(nn.LSTMCell), (1, 3, 3)),
     pytest.param(Gated(nn.GRUCell), (1, 3, 3), marks=pytest.mark.slow),
-    (UNet(), (1, 8, 8, 1)),
+    pytest.param(UNet(), (1, 8, 8, 1), marks=pytest.mark.slow),
   ],
   ids=["rnn", "lstm", "gru", "u-net"],
 )

@@ -68,7 +68,7 @@ def check(fn, x, **domain):
   ("widths", "activation"),
   [
     ((20, 16, 16, 16, 5), jax.nn.relu),
-    ((6, 9, 5), jnp.tanh),
+    pytest.param((6, 9, 5), jnp.tanh, marks=pytest.mark.slow),
     ((6, 9, 5), jax.nn.gelu),
     ((6, 9, 5), lambda x: x),
   ],
@@ -79,6 +79,7 @@ def test_chains(widths, activation):
   assert np.all(pairs[MANY] < 2**0.5 * upper)
 
 
+@pytest.mark.slow
 def test_a_network_of_linen_that_is_no_chain_under_jit():
   model, variables, x = linen()
   pairs, upper = check(lambda x: model.apply(variables, x), x)

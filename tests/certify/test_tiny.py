@@ -76,7 +76,12 @@ def test_tiny_weights(name):
     assert float(bound) <= max(4 * least, 1e4 * TINY), engine
 
 
-@pytest.mark.parametrize("name", LOCAL)
+QUICK = ("three", "attention", "layer norm of little", "weights")
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(x, marks=[] if x in QUICK else pytest.mark.slow) for x in LOCAL]
+)
 def test_tiny_balls_and_boxes(name):
   fn, shape = LOCAL[name]
   x = np.zeros(shape, np.float32)
@@ -147,7 +152,9 @@ def test_products_are_rounded_up():
       assert (float(found) == 0) == (exact == 0)
 
 
-@pytest.mark.parametrize("fn", [jnp.tanh, pytest.param(attention, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "fn", [lambda x: A @ x, *(pytest.param(x, marks=pytest.mark.slow) for x in (jnp.tanh, attention))]
+)
 def test_radii_that_are_none(fn):
   """A traced radius cannot raise."""
   x = jnp.ones((4, 4))

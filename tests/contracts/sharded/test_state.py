@@ -49,7 +49,7 @@ def test_state_keeps_its_types(case, mesh, jitted):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize("n", [3, 5, 6, 7])
+@pytest.mark.parametrize("n", [3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 7))])
 def test_mesh_of_any_size(case, n):
   """Points 2 and 12: one executable on meshes whose axes are no powers of two."""
   mesh = jax.make_mesh((n,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
