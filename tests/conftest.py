@@ -7,9 +7,12 @@
 - ``HYPOTHESIS_PROFILE``: ``ci`` (default), ``quick`` or ``thorough``.
 """
 
+import itertools
 import os
+from pathlib import Path
 
 import jax
+import pytest
 from hypothesis import settings
 
 N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
@@ -27,3 +30,13 @@ settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=5)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+_MAPS, _TESTS = Path("/proc/self/maps"), itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _not_too_many_programs():
+  """Linux allows a process 65,530 memory maps; XLA needs some a program, and aborts there."""
+  yield
+  if next(_TESTS) % 16 == 0 and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 30_000:
+    jax.clear_caches()
