@@ -97,7 +97,7 @@ def liplt_bounds(order: list[Node], outputs: list[Node]) -> dict[int, jax.Array]
     refined = {id(node) for node in outputs}
   bounds: dict[int, jax.Array] = {}
   for node in order:
-    bound = bound_from_parents(node, bounds)
+    bounds[id(node)] = bound = bound_from_parents(node, bounds)
     # One with a bound for each entry was refined for its range.
     if id(node) in refined and node.cache.get("entries") is None:
       # Not the minimum, as an overflow makes the other one no number.
@@ -113,7 +113,7 @@ def has_linear(node: Node) -> bool:
   return isinstance(node.part, LinearPart) or is_split
 
 
-def splittings(target: Node, order: list[Node]) -> list[bool]:
+def _splittings(target: Node, order: list[Node]) -> list[bool]:
   """The `splits` of `_terms` that may give a better bound than the parents'.
 
   What is split into a linear part and a rest is larger, if the rest is.
@@ -136,7 +136,7 @@ class FromSources:
 
   def __init__(self, target: Node, order: list[Node], bounds: Mapping[int, jax.Array]):
     self._target = target
-    self._sums = [_terms(target, order, bounds, splits=x) for x in splittings(target, order)]
+    self._sums = [_terms(target, order, bounds, splits=x) for x in _splittings(target, order)]
 
   def total(self) -> jax.Array:
     """The target as a whole, in l2."""
@@ -173,20 +173,22 @@ def _terms(
   terms = []
   for source, way in backward(target, order, splits=splits):
     part = source.part
-    if part is None:
-      moved = jnp.ones((), compute_dtype(source.aval.dtype))
-    elif isinstance(part, ScalarPart):
-      half, moved = half_range(part), bounds[id(source.parents[0])]
-      if half.ndim and isinstance(way, Rows):
-        way = way.scaled(half)
-      else:
-        moved = times_above(moved, jnp.max(half, initial=0))
-    elif isinstance(part, LipschitzPart) and part.linear is not None and splits:
+    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
       moved = _joint(source, part.rest(), bounds)
     else:
-      moved = bound_from_parents(source, bounds)
+      way, moved = of_source(source, way, bounds)
     terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved))
   return terms
+
+
+def of_source(source: Node, way: Way, bounds: Mapping[int, jax.Array]) -> tuple[Way, Any]:
+  """The map and how far its source moves; of a scalar function, how far it is off its middle."""
+  if not isinstance(source.part, ScalarPart):
+    return way, bounds[id(source)]
+  half, moved = _half_range(source.part), bounds[id(source.parents[0])]
+  if half.ndim and isinstance(way, Rows):
+    return way.scaled(half), moved
+  return way, times_above(moved, jnp.max(half, initial=0))
 
 
 def backward(target: Node, order: list[Node], *, splits: bool = True) -> Iterator[tuple[Node, Way]]:
@@ -204,14 +206,13 @@ def backward(target: Node, order: list[Node], *, splits: bool = True) -> Iterato
     if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
       continue
     for i, parent in enumerate(node.parents):
-      earlier = step_back(node, i, way)
+      earlier = _step_back(node, i, way)
       ways[id(parent)] = _joined(ways[id(parent)], earlier) if id(parent) in ways else earlier
 
 
-def half_range(part: ScalarPart) -> jax.Array:
+def _half_range(part: ScalarPart) -> jax.Array:
   """How far slopes are from the middle one."""
-  low, high = part.slopes()
-  middle = (low + high) / 2
+  (low, high), middle = part.slopes(), _middle(part)
   half = up(jnp.maximum(high - middle, middle - low), 2)
   # A difference can be too small to be normal.
   return jnp.where(low < high, jnp.maximum(half, tiny(half.dtype)), half)
@@ -229,30 +230,44 @@ def _norm(way: Way) -> jax.Array:
 
 def rows_to_source(target: Node) -> tuple[Rows | None, Node]:
   """The matrix from the one source of a chain's node to it, and the source; None if too large."""
-  way: Way = identity_rows(target, compute_dtype(target.aval.dtype))
+  matrix: Rows | None = identity_rows(target, compute_dtype(target.aval.dtype))
   node = target
-  while isinstance(node.part, LinearPart):
-    way = step_back(node, 0, way)
+  while isinstance(node.part, LinearPart) and matrix is not None:
+    matrix = rows_back(node, 0, matrix)
     node = node.parents[0]
-    if not isinstance(way, Rows):
-      return None, node
-  return way, node
+  return matrix, node
 
 
-def step_back(node: Node, i: int, way: Way) -> Way:
+def _step_back(node: Node, i: int, way: Way) -> Way:
   """From the i-th parent of a node on; a norm where the matrix is too large."""
-  part = node.part
-  if isinstance(part, ScalarPart):
-    low, high = part.slopes()
-    middle = (low + high) / 2
-    if isinstance(way, Rows):
-      return way.scaled(middle)
-    return times_above(way, jnp.max(jnp.abs(middle), initial=0))
-  part = part.linear if isinstance(part, LipschitzPart) else part
+  earlier = rows_back(node, i, way) if isinstance(way, Rows) else None
+  if earlier is not None:
+    return earlier
+  if isinstance(node.part, ScalarPart):
+    gain = jnp.max(jnp.abs(_middle(node.part)), initial=0)
+  else:
+    gain = _linear(node).norms[i]()
+  return times_above(_norm(way), gain)
+
+
+def rows_back(node: Node, i: int, matrix: Rows) -> Rows | None:
+  """The matrix from the i-th parent of a node on; None if it is too large."""
+  if isinstance(node.part, ScalarPart):
+    return matrix.scaled(_middle(node.part))
+  if matrix.n_rows * math.prod(node.parents[i].shape) > ENTRIES_UP_TO:
+    return None
+  part = _linear(node)
+  return matrix.through(node, part, i, part.norms[i]())
+
+
+def _middle(part: ScalarPart) -> jax.Array:
+  low, high = part.slopes()
+  return (low + high) / 2
+
+
+def _linear(node: Node) -> LinearPart:
+  part = node.part.linear if isinstance(node.part, LipschitzPart) else node.part
   if not isinstance(part, LinearPart):
     msg = "Only linear parts and scalar functions have a matrix."
     raise TypeError(msg)
-  gain = part.norms[i]()
-  if isinstance(way, Rows) and way.n_rows * math.prod(node.parents[i].shape) <= ENTRIES_UP_TO:
-    return way.through(node, part, i, gain)
-  return times_above(_norm(way), gain)
+  return part

@@ -19,11 +19,11 @@ from lipjax.certify.engines import (
   ROWS_UP_TO,
   Way,
   backward,
-  half_range,
   liplt_bounds,
-  step_back,
+  of_source,
+  rows_back,
 )
-from lipjax.certify.graph import LinearPart, Node, ScalarPart, in_order
+from lipjax.certify.graph import LinearPart, Node, in_order
 from lipjax.certify.lipschitz import chain_bounds
 from lipjax.certify.magnitudes import flushed, times_above
 from lipjax.certify.rows import Rows, identity_rows
@@ -152,8 +152,8 @@ def _from_last_layer(logits: Node, bounds: dict[int, jax.Array]) -> jax.Array:
     return _of_any(n, bounds[id(logits)])
   node, matrix = logits, identity_rows(logits, dtype)
   while isinstance(node.part, LinearPart) and len(node.parents) == 1:
-    earlier = step_back(node, 0, matrix)
-    if not isinstance(earlier, Rows):
+    earlier = rows_back(node, 0, matrix)
+    if earlier is None:
       break
     node, matrix = node.parents[0], earlier
   return times_above(_distances(matrix.value.reshape((n, -1)), matrix.error), bounds[id(node)])
@@ -164,14 +164,7 @@ def _liplt(logits: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax
   n = logits.aval.size
   terms = []
   for node, way in backward(logits, order, splits=False):
-    if isinstance(node.part, ScalarPart):
-      half, moved = half_range(node.part), bounds[id(node.parents[0])]
-      if half.ndim and isinstance(way, Rows):
-        way = way.scaled(half)
-      else:
-        moved = times_above(moved, jnp.max(half, initial=0))
-    else:
-      moved = bounds[id(node)]
+    way, moved = of_source(node, way, bounds)
     terms.append(times_above(_pair_norms(n, way), moved))
   return up(functools.reduce(jnp.add, terms), len(terms) + 8)
 
