@@ -22,11 +22,13 @@ from lipjax.measure.norms import spectral_norms as spectral_norms
 from lipjax.measure.operator_norm import operator_norm as operator_norm
 from lipjax.measure.operator_norm_bounds import operator_norm_bounds as operator_norm_bounds
 from lipjax.measure.power_iteration import power_iteration as power_iteration
+from lipjax.measure.read import read_singular_values as read_singular_values
+from lipjax.measure.read import read_spectral_norms as read_spectral_norms
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors
+from lipjax.measure.singular_vectors import singular_triplets as singular_triplets
 from lipjax.measure.singular_vectors import update_singular_vectors as update_singular_vectors
-from lipjax.measure.tracking import TrackedNorms as TrackedNorms
-from lipjax.measure.tracking import read_spectral_norms as read_spectral_norms
 from lipjax.measure.triplet import SingularTriplet as SingularTriplet
+from lipjax.measure.vectors import SingularVectors as SingularVectors
 
 # Regularize
 from lipjax.regularize.gradient_penalties import gradient_penalty as gradient_penalty

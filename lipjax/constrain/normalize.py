@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.groups import group_leaves
 from lipjax.measure.norms import top_triplets
-from lipjax.measure.scaling import norm_and_direction, reciprocal, usable_scale
-from lipjax.measure.sharding import replicated_result, result_sharded
-from lipjax.measure.singular_vectors import check_vectors
-from lipjax.measure.triplet import SingularTriplet, clean, differentiable_sigma
+from lipjax.measure.refresh import best_vectors
+from lipjax.measure.scaling import reciprocal, usable_scale
+from lipjax.measure.sharding import result_sharded
+from lipjax.measure.singular_vectors import triplet_at
+from lipjax.measure.vectors import SingularVectors, check_vectors
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import Layout
@@ -28,7 +30,7 @@ Target = float | jax.Array | Mapping[str, float | jax.Array]
 
 def spectral_normalize(
   params: Any,
-  vectors: Mapping[str, SingularTriplet] | None = None,
+  vectors: SingularVectors | None = None,
   *,
   target: Target = 1.0,
   mode: Mode = "target",
@@ -56,7 +58,7 @@ def spectral_normalize(
       return task_loss(apply(lipjax.spectral_normalize(params, vectors), batch))
 
 
-    _, vectors = lipjax.update_singular_vectors(params, vectors)  # once a training step
+    vectors = lipjax.update_singular_vectors(params, vectors)  # once a training step
     gradients = jax.grad(loss)(params, vectors, batch)
 
   In evaluation leave `vectors` as they are: the same inputs give the same outputs.
@@ -113,19 +115,44 @@ def spectral_normalize(
   operators = resolve_operators(params, layout, layout_overrides)
   leaves = float_leaves(params)
   if vectors is None:
-    vectors = top_triplets(operators, leaves)
-  check_vectors(operators, leaves, vectors)
-  targets = _targets(target, operators)
+    tops = {path: triplet.v for path, triplet in top_triplets(operators, leaves).items()}
+  else:
+    groups = group_leaves(operators, leaves)
+    check_vectors(vectors, groups, "spectral_normalize")
+    tops = best_vectors(groups, leaves, vectors)
   variances = dict(batch_variances or {})
   _check_variances(variances, operators)
+  scales = {path: lax.rsqrt(_wide(variance) + epsilon) for path, variance in variances.items()}
+  return normalize_at(params, operators, tops, target=target, mode=mode, scales=scales)
+
+
+def normalize_at(
+  params: Any,
+  operators: Mapping[str, LinearOperator],
+  tops: Mapping[str, jax.Array],
+  *,
+  target: Target,
+  mode: Mode,
+  scales: Mapping[str, jax.Array] | None = None,
+) -> Any:
+  """`spectral_normalize` with the norms at given right vectors.
+
+  Args:
+    params: a pytree of arrays.
+    operators: by path.
+    tops: the top right vector of each.
+    target: as in `spectral_normalize`.
+    mode: as in `spectral_normalize`.
+    scales: what the leaf of a batch norm is multiplied by before its norm is taken.
+  """
+  targets, scales = _targets(target, operators), scales or {}
 
   def visit(path, w):
     if path not in operators:
       return w
-    w, scale = jnp.asarray(w), None
-    if path in variances:
-      scale = lax.rsqrt(jnp.asarray(variances[path], compute_dtype(w.dtype)) + epsilon)
-    sigma = _norm(operators[path], w, vectors[path].v, scale)
+    w = jnp.asarray(w)
+    measured = w * scales[path] if path in scales else w
+    sigma = triplet_at(operators[path], measured, tops[path]).sigma
     return rescale(operators[path], w, sigma, targets[path], mode)
 
   return map_float_leaves(visit, params)
@@ -151,22 +178,9 @@ def rescale(
   return result_sharded(multiply, w, jax.typeof(w).sharding.spec)(w, factor)
 
 
-def _norm(operator, w, v, scale) -> jax.Array:
-  """The differentiable norm of `w` at `v`; of ``w * scale`` for a batch norm."""
-  n_batch = len(operator.batch_shape(w.shape))
-  if scale is not None:
-    w = w.astype(scale.dtype) * scale
-
-  def measure(w, v):
-    if operator.has_closed_form:
-      return SingularTriplet(*operator.closed_form(w))
-    _, v = norm_and_direction(v, n_batch)
-    sigma, u = norm_and_direction(operator.apply(w, v), n_batch)
-    return SingularTriplet(sigma, u, v)
-
-  constant = lax.stop_gradient(w)
-  triplet = replicated_result(measure, constant)(constant, lax.stop_gradient(v))
-  return differentiable_sigma(operator, w, clean(triplet, n_batch)).sigma
+def _wide(x: Any) -> jax.Array:
+  x = jnp.asarray(x)
+  return x.astype(compute_dtype(x.dtype))
 
 
 def _targets(target, operators):

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from lipjax.measure.triplet import SingularTriplet
+from lipjax.measure.block import SingularBlock, block_shapes
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.layouts import AmbiguousLeafError
@@ -105,21 +106,38 @@ def check_size(path: str, called: tuple[int, ...], made: tuple[int, ...], advice
 
 
 def check_stored(
-  operators: Mapping[str, LinearOperator], vectors: Mapping[str, SingularTriplet]
+  operators: Mapping[str, LinearOperator],
+  vectors: Mapping[str, SingularBlock],
+  shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-  """`check_size` for every convolution that has stored vectors, in a linen forward.
+  """Raises where stored vectors are not those of the operators of a linen forward.
+
+  Args:
+    operators: by path.
+    vectors: those that are stored.
+    shapes: of the kernels.
 
   Raises:
-    ValueError: some convolution has another size now.
+    ValueError: some convolution has another size now, or vectors were stored by a version of
+      lipjax that kept one a kernel.
   """
-  advice = (
-    "measure anew with lipjax.integrations.linen.remeasure(model, variables, x) (as also for"
-    " vectors that were made with convolution='reshaped')"
-  )
-  for path, operator in operators.items():
-    if isinstance(operator, Convolution) and path in vectors:
-      n_batch = len(operator.batch_axes)
-      check_size(path, operator.spatial_shape, vectors[path].v.shape[n_batch:-1], advice)
+  remeasure = "measure anew with lipjax.integrations.linen.remeasure(model, variables, x)"
+  advice = f"{remeasure} (as also for vectors that were made with convolution='reshaped')"
+  for path, block in vectors.items():
+    operator = operators[path]
+    n_batch = len(operator.batch_shape(shapes[path]))
+    needed = block_shapes(
+      operator, shapes[path], jnp.shape(block.sigma)[-1:][0] if block.sigma.ndim else 1
+    )
+    if block.sigma.ndim != n_batch + 1 or block.v.ndim != len(needed.v):
+      msg = (
+        f"The stored vectors of {path!r} have shapes {jax.tree.map(jnp.shape, tuple(block))}, and"
+        f" {tuple(needed)} are expected: they are those of another layer, or of a version of"
+        f" lipjax that kept one vector a kernel. If so, {remeasure}."
+      )
+      raise ValueError(msg)
+    if isinstance(operator, Convolution):
+      check_size(path, operator.spatial_shape, block.v.shape[n_batch + 1 : -1], advice)
 
 
 def _kernel_size(module: Any) -> tuple[int, ...]:

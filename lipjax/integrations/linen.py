@@ -22,7 +22,9 @@ from lipjax.integrations.normalization import (
   normalize,
   require_update_stats,
 )
-from lipjax.measure.triplet import SingularTriplet
+from lipjax.measure.block import SingularBlock
+from lipjax.measure.refresh import TOL
+from lipjax.measure.singular_vectors import check_steps
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides
@@ -129,6 +131,8 @@ class SpectralNorm(nn.Module):
   mode: str = "target"
   layout_overrides: Overrides | None = None
   convolution: ConvolutionMode = "reshaped"
+  tol: float | None = TOL
+  k: int | None = None
 
   @nn.compact
   def __call__(self, *args: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
@@ -146,7 +150,8 @@ class SpectralNorm(nn.Module):
     Raises:
       ValueError: `update_stats` is missing.
     """
-    check_options(self.mode, self.target, self.n_steps, self.convolution)
+    check_options(self.mode, self.target, self.convolution)
+    check_steps(self.n_steps, self.tol)
     update_stats = require_update_stats(update_stats)
     layer = self.layer_instance
     forward = lambda layer: layer(*args, **kwargs)
@@ -197,21 +202,21 @@ class SpectralNorm(nn.Module):
   ) -> Vectors | None:
     """The stored vectors, made or moved on where that is asked; None if there are none."""
     collection, prefix = self.collection_name, self.layer_instance.name
-    names = {path: [f"{prefix}/{path}/{x}" for x in SingularTriplet._fields] for path in operators}
+    names = {path: [f"{prefix}/{path}/{x}" for x in SingularBlock._fields] for path in operators}
     absent = [p for p, n in names.items() if not all(self.has_variable(collection, x) for x in n)]
     writable = self.is_mutable_collection(collection)
     if absent and not writable:
       return None
-    found = measure(params, operators) if absent else {}
+    found = measure(params, operators, self.k) if absent else {}
     vectors = {
-      path: SingularTriplet(*(self.get_variable(collection, name) for name in names[path]))
+      path: SingularBlock(*(self.get_variable(collection, name) for name in names[path]))
       for path in operators
       if path not in absent
     }
-    check_stored(operators, vectors)
+    check_stored(operators, vectors, {path: w.shape for path, w in float_leaves(params).items()})
     vectors |= {path: found[path] for path in absent}
     if update_stats and not self.is_initializing():
-      vectors = advance(params, vectors, operators, self.n_steps)
+      vectors = advance(params, vectors, operators, self.n_steps, self.tol)
     if absent or update_stats:
       for path, triplet in vectors.items():
         for name, value in zip(names[path], triplet, strict=True):
@@ -266,7 +271,7 @@ def _without_vectors(variables: Any) -> tuple[dict[str, Any], list[str]]:
     kept = {}
     for name, value in tree.items():
       prefix = name.rpartition("/")[0]
-      if prefix and all(f"{prefix}/{field}" in tree for field in SingularTriplet._fields):
+      if prefix and all(f"{prefix}/{field}" in tree for field in SingularBlock._fields):
         continue
       kept[name] = strip(value) if isinstance(value, Mapping) else value
     return kept

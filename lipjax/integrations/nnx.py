@@ -25,7 +25,9 @@ from lipjax.integrations.normalization import (
   normalize,
   require_update_stats,
 )
-from lipjax.measure.triplet import SingularTriplet
+from lipjax.measure.block import SingularBlock
+from lipjax.measure.refresh import TOL
+from lipjax.measure.singular_vectors import check_steps
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides
 
@@ -139,9 +141,12 @@ class SpectralNorm(nnx.Module):
     rngs: nnx.Rngs | None = None,
     convolution: ConvolutionMode = "reshaped",
     example_input: Any = None,
+    tol: float | None = TOL,
+    k: int | None = None,
   ):
     del epsilon
-    check_options(mode, target, n_steps, convolution)
+    check_options(mode, target, convolution)
+    check_steps(n_steps, tol)
     if convolution == "reshaped" and example_input is not None:
       msg = (
         "example_input has no use with convolution='reshaped'; pass convolution='operator' to"
@@ -150,6 +155,8 @@ class SpectralNorm(nnx.Module):
       raise ValueError(msg)
     self.layer_instance = layer_instance
     self.n_steps = n_steps
+    self.tol = tol
+    self.k = k
     self.dtype = dtype
     self.target = target
     self.mode = mode
@@ -168,7 +175,7 @@ class SpectralNorm(nnx.Module):
     )
     self.expected_sizes = nnx.static(expected_sizes(operators, sizes or {}))
     self.operators = nnx.static(tuple(operators.items()))
-    vectors = measure(params, operators, None if rngs is None else rngs.params())
+    vectors = measure(params, operators, k, None if rngs is None else rngs.params())
     self.batch_stats = nnx.data(
       {
         path: {name: nnx.BatchStat(x) for name, x in triplet._asdict().items()}
@@ -207,7 +214,7 @@ class SpectralNorm(nnx.Module):
     graph, params, rest = nnx.split(self.layer_instance, nnx.Param, ...)
     operators = dict(self.operators)
     if require_update_stats(update_stats):
-      self._write(advance(params, self._vectors(), operators, self.n_steps))
+      self._write(advance(params, self._vectors(), operators, self.n_steps, self.tol))
     params = normalize(
       params,
       self._vectors(),
@@ -228,11 +235,11 @@ class SpectralNorm(nnx.Module):
   def remeasure(self) -> None:
     """Measures the vectors anew, to convergence: after weights were replaced or loaded."""
     params = nnx.state(self.layer_instance, nnx.Param)
-    self._write(measure(params, dict(self.operators)))
+    self._write(measure(params, dict(self.operators), self.k))
 
   def _vectors(self) -> Vectors:
     return {
-      path: SingularTriplet(**{name: stat[...] for name, stat in stats.items()})
+      path: SingularBlock(**{name: stat[...] for name, stat in stats.items()})
       for path, stats in self.batch_stats.items()
     }
 

@@ -8,27 +8,28 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lipjax.constrain.normalize import spectral_normalize
-from lipjax.measure.singular_vectors import init_singular_vectors, update_singular_vectors
-from lipjax.measure.triplet import SingularTriplet
+from lipjax.constrain.normalize import normalize_at
+from lipjax.measure.block import SingularBlock
+from lipjax.measure.groups import group_leaves
+from lipjax.measure.norms import top_triplets
+from lipjax.measure.refresh import best_vectors, refresh
+from lipjax.measure.singular_vectors import init_singular_vectors
+from lipjax.measure.vectors import pack_by_path, unpack_by_path
 from lipjax.operators.base import LinearOperator
-from lipjax.operators.paths import map_float_leaves
+from lipjax.operators.paths import float_leaves, map_float_leaves
 
 Mode = Literal["target", "cap", "gain"]
 ConvolutionMode = Literal["reshaped", "operator"]
-Vectors = dict[str, SingularTriplet]
+Vectors = dict[str, SingularBlock]
 
 
-def check_options(mode: str, target: float, n_steps: int, convolution: str) -> None:
+def check_options(mode: str, target: float, convolution: str) -> None:
   """Raises a `ValueError` for an option that cannot be."""
   if mode not in get_args(Mode):
     msg = f"mode is {mode!r}; expected 'target', 'cap' or 'gain'."
     raise ValueError(msg)
   if not target > 0:
     msg = f"target is {target}; expected a positive number."
-    raise ValueError(msg)
-  if n_steps < 1:
-    msg = f"n_steps is {n_steps}; expected at least 1."
     raise ValueError(msg)
   if convolution not in get_args(ConvolutionMode):
     msg = (
@@ -50,17 +51,25 @@ def require_update_stats(update_stats: bool | None) -> bool:
 
 
 def measure(
-  params: Any, operators: Mapping[str, LinearOperator], key: jax.Array | None = None
+  params: Any,
+  operators: Mapping[str, LinearOperator],
+  k: int | None,
+  key: jax.Array | None = None,
 ) -> Vectors:
   """Converged vectors, so that evaluation is right before any training step."""
-  return init_singular_vectors(params, layout=operators, start="converged", key=key)
+  vectors = init_singular_vectors(params, k=k, layout=operators, start="converged", key=key)
+  return unpack_by_path(vectors, group_leaves(operators, float_leaves(params)))
 
 
 def advance(
-  params: Any, vectors: Vectors, operators: Mapping[str, LinearOperator], n_steps: int
+  params: Any, vectors: Vectors, operators: Mapping[str, LinearOperator], n_steps: int, tol: float
 ) -> Vectors:
-  """The vectors after `n_steps` of power iteration."""
-  return update_singular_vectors(params, vectors, n_steps=n_steps, layout=operators)[1]
+  """The vectors after at least `n_steps` steps, and as many as the tolerance takes."""
+  leaves = float_leaves(params)
+  groups = group_leaves(operators, leaves)
+  packed = pack_by_path(groups, vectors, jnp.zeros((), jnp.int32))
+  packed, _ = refresh(groups, leaves, packed, n_steps=n_steps, tol=tol)
+  return unpack_by_path(packed, groups)
 
 
 def initial_gain(
@@ -96,11 +105,17 @@ def normalize(
 
   # Normalized before it is rounded: bfloat16 params give float32 weights of full precision.
   params = params if dtype is None else map_float_leaves(widened, params)
-  params = spectral_normalize(
+  leaves = float_leaves(params)
+  if vectors is None:
+    tops = {path: triplet.v for path, triplet in top_triplets(operators, leaves).items()}
+  else:
+    groups = group_leaves(operators, leaves)
+    tops = best_vectors(groups, leaves, pack_by_path(groups, vectors, jnp.zeros((), jnp.int32)))
+  params = normalize_at(
     params,
-    vectors,
+    operators,
+    tops,
     target=gains if mode == "gain" else target,
     mode="cap" if mode == "cap" else "target",
-    layout=operators,
   )
   return params if dtype is None else map_float_leaves(as_asked, params)

@@ -13,7 +13,7 @@ from jax import lax
 
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
-from lipjax.measure.groups import Group, group_leaves, map_weights
+from lipjax.measure.groups import Group, group_leaves, map_weights, stack_weights
 from lipjax.measure.lower_bound import norm_lower_bound
 from lipjax.measure.norms import measure_group, over_slices
 from lipjax.measure.sharding import replicated_result
@@ -151,7 +151,8 @@ def _group_bounds(group: Group, weights: list[jax.Array], *, key: jax.Array) -> 
 
   def run(weights, key):
     one = functools.partial(slice_bounds, key=key)
-    return map_weights(functools.partial(over_slices, one, group.operator), group, weights)
+    bounds = functools.partial(over_slices, one, group.operator)
+    return map_weights(bounds, stack_weights(group, weights))
 
   return replicated_result(run, weights)(weights, key)
 

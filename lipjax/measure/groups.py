@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,13 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lipjax.measure.triplet import SingularTriplet, triplet_dtype
+from lipjax.measure.block import SingularBlock, block_shapes
+from lipjax.measure.triplet import triplet_dtype
 from lipjax.operators.base import LinearOperator
 
-#: Below this many elements a leaf is copied into a stack with its equals, which
-#: saves more in dispatch than the copy costs; above, the copy would cost more
-#: memory traffic than the measurement itself.
-STACK_BELOW = 2**14 + 1
+#: Below so many elements a leaf is copied into a stack with its equals, which saves more in
+#: dispatch than the copy costs. On a GPU, where a product with a small matrix takes longer to
+#: start than to run, that holds for far larger ones (24 products with 768×768: 142 µs, with
+#: the copy 105 µs on an H100); the limit there is the memory that the copy takes.
+STACK_BELOW = {"cpu": 2**14 + 1}
+STACK_BELOW_ELSEWHERE = 2**22
 
 
 class Group(NamedTuple):
@@ -36,27 +40,27 @@ class Group(NamedTuple):
     """Leading axes of a stacked triplet: the stack of leaves, then batch axes."""
     return 1 + len(self.operator.batch_shape(self.shape))
 
-  def triplet_shapes(self) -> SingularTriplet:
-    """Shapes of this group's stacked triplet."""
-    g, op = (len(self.paths),), self.operator
-    return SingularTriplet(
-      g + op.batch_shape(self.shape),
-      g + op.output_shape(self.shape),
-      g + op.input_shape(self.shape),
-    )
+  @property
+  def n_slices(self) -> int:
+    """Independent operators in all of its leaves."""
+    return len(self.paths) * math.prod(self.operator.batch_shape(self.shape))
+
+  def block_shapes(self, k: int) -> SingularBlock:
+    """Shapes of this group's stacked block."""
+    shapes = block_shapes(self.operator, self.shape, k)
+    return SingularBlock(*((len(self.paths), *shape) for shape in shapes))
 
   @property
   def compute_dtype(self) -> Any:
-    """Dtype of the triplet."""
+    """Dtype of vectors and values."""
     return triplet_dtype(self.struct)
 
   @property
   def stacks(self) -> bool:
     """Whether the weights are copied into one array."""
-    size = 1
-    for n in self.shape:
-      size *= n
-    return len(self.paths) > 1 and size < STACK_BELOW
+    limit = STACK_BELOW.get(jax.default_backend(), STACK_BELOW_ELSEWHERE)
+    # Several devices may hold parts of a weight, which a stack would gather.
+    return len(self.paths) > 1 and math.prod(self.shape) < limit and jax.device_count() == 1
 
 
 def group_leaves(operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]) -> list[Group]:
@@ -71,30 +75,35 @@ def group_leaves(operators: Mapping[str, LinearOperator], leaves: Mapping[str, A
   return [Group(op, shape, dt, tuple(ps)) for (op, shape, dt, _), ps in members.items()]
 
 
-def map_weights(
-  fn: Callable[..., Any], group: Group, weights: list[jax.Array], *args: jax.Array
-) -> Any:
-  """``fn(w, *args_slice)`` for every leaf of a group, results stacked on axis 0."""
-  if group.stacks and jax.device_count() == 1:
-    return jax.vmap(fn)(jnp.stack(weights), *args)
+def stack_weights(group: Group, weights: list[jax.Array]) -> list[jax.Array] | jax.Array:
+  """The leaves of a group as one array, where that pays."""
+  return jnp.stack(weights) if group.stacks else weights
+
+
+def map_weights(fn: Callable[..., Any], weights: list[jax.Array] | jax.Array, *args: Any) -> Any:
+  """``fn(w, *args_slice)`` for every leaf of a group, results stacked on axis 0.
+
+  Args:
+    fn: of one leaf.
+    weights: from `stack_weights`.
+    *args: arrays with a slice for every leaf.
+  """
+  if not isinstance(weights, list):
+    return jax.vmap(fn)(weights, *args)
   results = [fn(w, *(x[i] for x in args)) for i, w in enumerate(weights)]
   return jax.tree.map(lambda *xs: jnp.stack(xs), *results)
 
 
-def stack_triplets(group: Group, by_path: Mapping[str, SingularTriplet]) -> SingularTriplet:
-  """One triplet with a leading axis for the group's leaves."""
-  members = [SingularTriplet(*by_path[path]) for path in group.paths]
-  return jax.tree.map(
-    lambda *xs: jnp.stack([jnp.asarray(x, group.compute_dtype) for x in xs]), *members
-  )
+def stack_by_path(group: Group, by_path: Mapping[str, Any]) -> Any:
+  """The named tuples of a group's leaves as one, with a leading axis."""
+  cast = lambda *xs: jnp.stack([jnp.asarray(x, group.compute_dtype) for x in xs])
+  return jax.tree.map(cast, *(by_path[path] for path in group.paths))
 
 
-def unstack_triplets(group: Group, stacked: SingularTriplet) -> dict[str, SingularTriplet]:
-  """The reverse of `stack_triplets`."""
-  return {
-    path: jax.tree.map(lambda x: x[i], stacked)  # noqa: B023
-    for i, path in enumerate(group.paths)
-  }
+def unstack_by_path(group: Group, stacked: Any) -> dict[str, Any]:
+  """The reverse of `stack_by_path`."""
+  take = lambda i: jax.tree.map(lambda x: x[i], stacked)
+  return {path: take(i) for i, path in enumerate(group.paths)}
 
 
 def _sharding_key(leaf: Any) -> Any:

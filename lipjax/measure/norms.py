@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.measure.groups import Group, group_leaves, map_weights, unstack_triplets
+from lipjax.measure.groups import (
+  Group,
+  group_leaves,
+  map_weights,
+  stack_weights,
+  unstack_by_path,
+)
 from lipjax.measure.lanczos import golub_kahan_lanczos
 from lipjax.measure.power_iteration import power_iteration
 from lipjax.measure.scaling import nonzero
@@ -171,7 +177,7 @@ def measure_group(
   `run` returns results stacked on axis 0.
   """
   if group.stacks:
-    return unstack_triplets(group, run(group, weights))
+    return unstack_by_path(group, run(group, weights))
   found = {}
   for path, w in zip(group.paths, weights, strict=True):
     # The group's name stays out of the static arguments, so that equal leaves
@@ -191,7 +197,7 @@ def _measure(group: Group, weights, *, method: Method, tol: float | None, key):
       found = SingularTriplet(*_measure_leaf(operator, w, method, tol, key))
       return clean(found, group.n_batch - 1)
 
-    return map_weights(one, group, weights)
+    return map_weights(one, stack_weights(group, weights))
 
   # The key is an argument: one made under `jax.set_mesh` carries the mesh's axis types.
   return replicated_result(run, weights)(weights, key)

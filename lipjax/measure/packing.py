@@ -1,9 +1,9 @@
-"""Singular triplets of a whole tree in three flat arrays.
+"""Blocks of a whole tree in three flat arrays.
 
-An optimizer state with three arrays a leaf doubles the number of buffers that
-every training step passes in and out, which on a tree of 64 small leaves costs
-more than the power iteration itself. Flat arrays also give the state one
-structure for every params tree, which `optax.tree.map_params` needs.
+An optimizer state with three arrays a leaf doubles the number of buffers that every
+training step passes in and out, which on a tree of 64 small leaves costs more than the
+iteration itself. Flat arrays also give the state one structure for every params tree,
+which `optax.tree.map_params` needs.
 """
 
 from __future__ import annotations
@@ -15,38 +15,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lipjax.measure.block import SingularBlock
 from lipjax.measure.groups import Group
-from lipjax.measure.triplet import SingularTriplet
 
 
-def pack(groups: list[Group], stacked: list[SingularTriplet]) -> SingularTriplet:
+def pack(groups: list[Group], stacked: list[SingularBlock]) -> SingularBlock:
   """Flat sigma (in path order), u and v (in group order)."""
   dtype = jnp.result_type(*[group.compute_dtype for group in groups])
-  sigma, u, v = (
+  k = stacked[0].sigma.shape[-1]
+  sigma = jnp.concatenate([x.sigma.reshape((-1, k)).astype(dtype) for x in stacked])
+  u, v = (
     jnp.concatenate([jnp.ravel(x).astype(dtype) for x in arrays])
-    for arrays in zip(*stacked, strict=True)
+    for arrays in list(zip(*stacked, strict=True))[1:]
   )
-  return SingularTriplet(sigma[np.argsort(_sigma_slots(groups))], _padded(u), _padded(v))
+  sigma = _taken(sigma, np.argsort(_sigma_slots(groups)))
+  return SingularBlock(jnp.ravel(sigma), _padded(u), _padded(v))
 
 
-def unpack(groups: list[Group], packed: SingularTriplet) -> list[SingularTriplet]:
+def unpack(groups: list[Group], packed: SingularBlock, k: int) -> list[SingularBlock]:
   """The reverse of `pack`."""
+  shapes = [group.block_shapes(k) for group in groups]
+  sigma = _taken(packed.sigma.reshape((-1, k)), _sigma_slots(groups))
   columns = zip(
-    _split(packed.sigma[_sigma_slots(groups)], [g.triplet_shapes().sigma for g in groups]),
-    _split(packed.u, [g.triplet_shapes().u for g in groups]),
-    _split(packed.v, [g.triplet_shapes().v for g in groups]),
+    _split(jnp.ravel(sigma), [shape.sigma for shape in shapes]),
+    _split(packed.u, [shape.u for shape in shapes]),
+    _split(packed.v, [shape.v for shape in shapes]),
     strict=True,
   )
   return [
-    SingularTriplet(*(x.astype(group.compute_dtype) for x in arrays))
+    SingularBlock(*(x.astype(group.compute_dtype) for x in arrays))
     for group, arrays in zip(groups, columns, strict=True)
   ]
+
+
+def packed_sizes(groups: list[Group], k: int) -> tuple[int, int, int]:
+  """Lengths of the three flat arrays."""
+  shapes = [group.block_shapes(k) for group in groups]
+  sigma, u, v = (sum(map(math.prod, column)) for column in zip(*shapes, strict=True))
+  return sigma, _indivisible(u), _indivisible(v)
 
 
 def path_index(groups: list[Group]) -> dict[str, Any]:
   """``{path: {"64x32": None}}``, with nested lists of None for stacked leaves.
 
-  One None for every sigma: a pytree without arrays, that says whose norm is where,
+  One None for every operator: a pytree without arrays, that says whose values are where,
   for which shape of leaf, and survives every serializer.
   """
   index = {}
@@ -58,10 +70,14 @@ def path_index(groups: list[Group]) -> dict[str, Any]:
 
 
 def sigma_by_path(sigma: jax.Array, index: dict[str, Any]) -> dict[str, jax.Array]:
-  """Splits the flat sigma by `path_index`; axes before the last are those of a vmapped state."""
-  shapes = {path: _nones_shape(*index[path].values()) for path in sorted(index)}
-  parts = _split(sigma, list(shapes.values()))
-  return dict(zip(shapes, parts, strict=True))
+  """Splits the flat sigma by `path_index`: ``{path: batch_shape + (k,)}``.
+
+  Axes before the last are those of a vmapped state.
+  """
+  batches = {path: _nones_shape(*index[path].values()) for path in sorted(index)}
+  k = sigma.shape[-1] // max(sum(map(math.prod, batches.values())), 1)
+  parts = _split(sigma, [(*batch, k) for batch in batches.values()])
+  return dict(zip(batches, parts, strict=True))
 
 
 def _indivisible(n: int) -> int:
@@ -82,7 +98,7 @@ def _padded(x: jax.Array) -> jax.Array:
 
 
 def _sigma_slots(groups: list[Group]) -> np.ndarray:
-  """For every sigma in group order, its place in path order."""
+  """For every operator in group order, its place in path order."""
   entries = [
     (path, i)
     for group in groups
@@ -91,6 +107,10 @@ def _sigma_slots(groups: list[Group]) -> np.ndarray:
   ]
   place = {entry: slot for slot, entry in enumerate(sorted(entries))}
   return np.array([place[entry] for entry in entries], np.int32)
+
+
+def _taken(x: jax.Array, order: np.ndarray) -> jax.Array:
+  return x if np.array_equal(order, np.arange(len(order))) else x[order]
 
 
 def _split(flat, shapes):

@@ -73,7 +73,37 @@ class LinearOperator(abc.ABC):
   def stack_axes(self) -> tuple[int, ...]:
     """Axes of the leaf that stack independent operators."""
 
+  #: Whether `probes` gives vectors to look at beside those that are followed.
+  has_probes: ClassVar[bool] = False
+
+  def probes(
+    self, shape: tuple[int, ...], image: jax.Array, rest: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    r"""Two vectors of one slice, a candidate and an explorer, from :math:`B^TB` of the explorer.
+
+    For an operator that does not mix some subspaces: iteration that has settled in a few of
+    them never sees the others, where a new largest singular value may grow. The explorer has
+    the same length in all of them, with the best direction that is known in each; the
+    candidate is the rest of its image in the one where that is longest.
+
+    Args:
+      shape: of the leaf of one slice.
+      image: :math:`B^TB` of the last explorer, of the slice's input shape.
+      rest: the image without its part along the vectors that are followed.
+
+    Returns:
+      Shape ``(2,) + input dimensions``, the explorer last; and a lower bound of the square of
+      the norm, or 0.
+    """
+    msg = f"{type(self).__name__} has no probes."
+    raise TypeError(msg)
+
   def closed_form(self, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The exact `(sigma, u, v)` per slice, where `has_closed_form`."""
     msg = f"{type(self).__name__} has no closed form for its norm."
+    raise TypeError(msg)
+
+  def closed_form_values(self, w: jax.Array, k: int) -> jax.Array:
+    """The `k` largest singular values per slice, 0 where there are fewer."""
+    msg = f"{type(self).__name__} has no closed form for its singular values."
     raise TypeError(msg)

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.frequencies import equalized, largest_part
 from lipjax.operators.padding import canonical_padding, padding_pair, transposed_padding
 from lipjax.operators.products import compute_dtype
 from lipjax.operators.window import PaddingMode, Window
@@ -74,6 +75,7 @@ class Convolution(LinearOperator):
   batch_axes: tuple[int, ...] = ()
   flip_kernel: bool = False
 
+  has_probes: ClassVar[bool] = True
   meaning: ClassVar[str] = "convolution: exact operator of the layer at this input size"
 
   def __post_init__(self):
@@ -252,6 +254,16 @@ class Convolution(LinearOperator):
 
   def terms(self, shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[self.in_axis], math.prod(shape[axis] for axis in self.spatial_axes)
+
+  def probes(
+    self, shape: tuple[int, ...], image: jax.Array, rest: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    del shape
+    explorer = equalized(image, self.strides, self.feature_group_count)
+    candidate, growth = largest_part(rest, self.strides, self.feature_group_count)
+    # With zeros around it frequencies mix a little, and growth is not a singular value.
+    is_exact = self.padding_mode == "circular"
+    return jnp.stack([candidate, explorer]), growth if is_exact else jnp.zeros_like(growth)
 
   def slice_operator(self) -> Convolution:
     left = [axis for axis in range(self._rank) if axis not in self.batch_axes]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.products import compute_dtype
@@ -78,6 +79,15 @@ class Diagonal(LinearOperator):
 
   def slice_operator(self) -> Diagonal:
     return Diagonal()
+
+  def closed_form_values(self, w: jax.Array, k: int) -> jax.Array:
+    batch = self.batch_shape(w.shape)
+    flat = jnp.abs(w.astype(compute_dtype(w.dtype))).reshape(
+      (*batch, -1) if w.size else (*batch, 0)
+    )
+    values = lax.top_k(flat, min(k, flat.shape[-1]))[0]
+    values = jnp.where(jnp.isfinite(values[..., :1]), values, jnp.nan)
+    return jnp.pad(values, [(0, 0)] * len(batch) + [(0, k - values.shape[-1])])
 
   def closed_form(self, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     w = w.astype(compute_dtype(w.dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,8 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.measure.norms import frobenius_norms, spectral_norms
-from lipjax.measure.singular_vectors import update_singular_vectors
-from lipjax.measure.triplet import SingularTriplet, triplet_dtype
+from lipjax.measure.refresh import TOL
+from lipjax.measure.singular_vectors import singular_triplets, update_singular_vectors
+from lipjax.measure.triplet import triplet_dtype
+from lipjax.measure.vectors import SingularVectors
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides
@@ -20,19 +21,21 @@ from lipjax.regularize.penalty import Penalty, check_penalty, penalty_value
 
 def spectral_penalty(
   params: Any,
-  vectors: Mapping[str, SingularTriplet] | None = None,
+  vectors: SingularVectors | None = None,
   *,
   penalty: Penalty = "squared",
   target: float | None = None,
+  exponent: float | None = None,
   layout: Layout | None = None,
   layout_overrides: Overrides | None = None,
   n_steps: int = 1,
+  tol: float | None = TOL,
 ) -> jax.Array:
   r"""A penalty on every operator's spectral norm, to add to a loss.
 
-  :math:`\frac12\sum\sigma^2` (``squared``), :math:`\sum\sigma` (``norm``) or
-  :math:`\frac12\sum(\sigma-\tau)_+^2` (``hinge``), over all operators and all slices
-  of stacked ones. Times :math:`\lambda`, its gradient is what `add_spectral_decay`
+  :math:`\frac12\sum\sigma^2` (``squared``), :math:`\sum\sigma` (``norm``),
+  :math:`\frac12\sum(\sigma-\tau)_+^2` (``hinge``) or :math:`\sum(\sigma^p-1)^2`
+  (``power``), over all operators and all slices of stacked ones. Times :math:`\lambda`, its gradient is what `add_spectral_decay`
   adds to the updates, which is cheaper: it needs no backward pass.
 
   Guarantee: an estimate from below, as the norms are.
@@ -40,13 +43,15 @@ def spectral_penalty(
   Args:
     params: a pytree of arrays.
     vectors: warm start from `init_singular_vectors` or `update_singular_vectors`;
-      `n_steps` of power iteration follow. The caller updates them once a training
-      step. None measures from cold (`spectral_norms`), every time.
-    penalty: ``"squared"``, ``"norm"`` or ``"hinge"``.
+      steps as of `update_singular_vectors` follow. The caller updates them once a
+      training step. None measures from cold (`spectral_norms`), every time.
+    penalty: ``"squared"``, ``"norm"``, ``"hinge"`` or ``"power"``.
     target: :math:`\tau` of the hinge.
+    exponent: :math:`p` of the power, at least 1; 2 when None.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
-    n_steps: steps from `vectors`.
+    n_steps: steps from `vectors` at least.
+    tol: as in `update_singular_vectors`.
 
   Returns:
     A scalar, float32 or wider. Its gradient in params is
@@ -54,8 +59,8 @@ def spectral_penalty(
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
-    ValueError: an unknown penalty, a missing or needless target, vectors for other
-      params.
+    ValueError: an unknown penalty, a missing or needless target or exponent, vectors for
+      other params or none at all (a strength is a factor of the result, not an argument).
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -67,17 +72,18 @@ def spectral_penalty(
     3.0
 
   Reference:
-    Yoshida & Miyato (2017), arXiv:1705.10941, section 3.
+    Yoshida & Miyato (2017), arXiv:1705.10941, section 3; Lewandowski et al. (2025),
+    arXiv:2406.06811, for the power.
   """
-  check_penalty(penalty, target)
+  check_penalty(penalty, target, exponent)
+  layouts = {"layout": layout, "layout_overrides": layout_overrides}
   if vectors is None:
-    sigmas = spectral_norms(params, layout=layout, layout_overrides=layout_overrides)
+    sigmas = spectral_norms(params, **layouts)
   else:
-    triplets, _ = update_singular_vectors(
-      params, vectors, n_steps=n_steps, layout=layout, layout_overrides=layout_overrides
-    )
+    vectors = update_singular_vectors(params, vectors, n_steps=n_steps, tol=tol, **layouts)
+    triplets = singular_triplets(params, vectors, **layouts)
     sigmas = {path: triplet.sigma for path, triplet in triplets.items()}
-  return _total([penalty_value(penalty, sigma, target) for sigma in sigmas.values()])
+  return _total([penalty_value(penalty, s, target, exponent) for s in sigmas.values()])
 
 
 def frobenius_penalty(
