@@ -136,7 +136,9 @@ def keep_params_in_spectral_ball(
       projected = map_leaves(BY_WEIGHT[method], operators, candidates, value)
     else:
       check_vectors(vectors, groups, name, k)
-      vectors, _ = refresh(groups, candidates, vectors, n_steps=n_steps, tol=tol)
+      # The error of the norm is an estimate, right within a factor of three.
+      until = None if tol is None else tol / 4
+      vectors, _ = refresh(groups, candidates, vectors, n_steps=n_steps, tol=until)
       triplets = {}
       for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):
         triplets |= unstack_by_path(group, triplet)

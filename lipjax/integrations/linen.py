@@ -21,6 +21,7 @@ from lipjax.integrations.normalization import (
   measure,
   normalize,
   require_update_stats,
+  top_vectors,
 )
 from lipjax.measure.block import SingularBlock
 from lipjax.measure.refresh import TOL
@@ -180,9 +181,10 @@ class SpectralNorm(nn.Module):
       for path, operator in operators.items()
       if self.mode == "gain"
     }
+    advanced = update_stats and not self.is_initializing()
     normalized = normalize(
       raw,
-      vectors,
+      top_vectors(raw, vectors, operators, were_advanced=advanced),
       operators,
       target=self.target,
       mode=self.mode,

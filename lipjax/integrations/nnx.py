@@ -24,6 +24,7 @@ from lipjax.integrations.normalization import (
   measure,
   normalize,
   require_update_stats,
+  top_vectors,
 )
 from lipjax.measure.block import SingularBlock
 from lipjax.measure.refresh import TOL
@@ -213,11 +214,12 @@ class SpectralNorm(nnx.Module):
       update_stats = not self.use_running_average
     graph, params, rest = nnx.split(self.layer_instance, nnx.Param, ...)
     operators = dict(self.operators)
-    if require_update_stats(update_stats):
+    is_training = require_update_stats(update_stats)
+    if is_training:
       self._write(advance(params, self._vectors(), operators, self.n_steps, self.tol))
     params = normalize(
       params,
-      self._vectors(),
+      top_vectors(params, self._vectors(), operators, were_advanced=is_training),
       operators,
       target=self.target,
       mode=self.mode,

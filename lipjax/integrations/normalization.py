@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax.constrain.normalize import normalize_at
 from lipjax.measure.block import SingularBlock
@@ -72,6 +73,32 @@ def advance(
   return unpack_by_path(packed, groups)
 
 
+def top_vectors(
+  params: Any,
+  vectors: Vectors | None,
+  operators: Mapping[str, LinearOperator],
+  *,
+  were_advanced: bool,
+) -> dict[str, jax.Array]:
+  """The right vectors at which norms are taken, by path.
+
+  Args:
+    params: the layer's.
+    vectors: those that are stored; measured anew when None.
+    operators: by path.
+    were_advanced: whether these params are the ones that they were advanced for. Otherwise
+      the weights may have moved since, and another vector of the block be the best.
+  """
+  leaves = float_leaves(params)
+  if vectors is None:
+    return {path: triplet.v for path, triplet in top_triplets(operators, leaves).items()}
+  if were_advanced:
+    first = lambda block: lax.index_in_dim(block.v, 0, axis=block.sigma.ndim - 1, keepdims=False)
+    return {path: first(block) for path, block in vectors.items()}
+  groups = group_leaves(operators, leaves)
+  return best_vectors(groups, leaves, pack_by_path(groups, vectors, jnp.zeros((), jnp.int32)))
+
+
 def initial_gain(
   operator: LinearOperator, shape: tuple[int, ...], target: float, dtype: Any
 ) -> jax.Array:
@@ -81,7 +108,7 @@ def initial_gain(
 
 def normalize(
   params: Any,
-  vectors: Vectors | None,
+  tops: Mapping[str, jax.Array],
   operators: Mapping[str, LinearOperator],
   *,
   target: float,
@@ -89,11 +116,7 @@ def normalize(
   gains: Mapping[str, jax.Array],
   dtype: Any,
 ) -> Any:
-  """The params that the wrapped layer computes with; the same in training and evaluation.
-
-  Training does not reuse the sigma of its power iteration, although that would save a
-  product: then its output would differ in the last bits from evaluation's.
-  """
+  """The params that the wrapped layer computes with, from those of `top_vectors`."""
   if not operators:
     return params
 
@@ -105,12 +128,6 @@ def normalize(
 
   # Normalized before it is rounded: bfloat16 params give float32 weights of full precision.
   params = params if dtype is None else map_float_leaves(widened, params)
-  leaves = float_leaves(params)
-  if vectors is None:
-    tops = {path: triplet.v for path, triplet in top_triplets(operators, leaves).items()}
-  else:
-    groups = group_leaves(operators, leaves)
-    tops = best_vectors(groups, leaves, pack_by_path(groups, vectors, jnp.zeros((), jnp.int32)))
   params = normalize_at(
     params,
     operators,

@@ -81,27 +81,33 @@ def block_shapes(operator: LinearOperator, shape: tuple[int, ...], k: int) -> Si
 def random_block(
   operator: LinearOperator, w: jax.Array | jax.ShapeDtypeStruct, k: int, key: jax.Array, path: str
 ) -> SingularBlock:
-  """Random unit vectors, nothing measured; the key is folded with the leaf's path.
+  """Random right vectors, nothing measured; the key is folded with the leaf's path.
 
   Folding by path gives a leaf the same start whatever other leaves there are, and
   different leaves different starts.
   """
   shapes, dtype = block_shapes(operator, w.shape, k), compute_dtype(w.dtype)
   n_batch = len(operator.batch_shape(w.shape))
-
-  def unit(side, shape, n_batch):
-    folded = jax.random.fold_in(key, zlib.crc32((path + side).encode()))
-    return norm_and_direction(jax.random.normal(folded, shape, dtype), n_batch)[1]
-
-  sigma = jnp.zeros(shapes.sigma, dtype)
-  return SingularBlock(sigma, unit("#u", shapes.u, n_batch), unit("#v", shapes.v, n_batch + 1))
+  folded = jax.random.fold_in(key, zlib.crc32(path.encode()))
+  # Two random numbers of a wave: arrays of them take a second to compile for every shape.
+  pitch, phase = jax.random.uniform(folded, (2,), dtype)
+  rows = math.prod(shapes.v[: n_batch + 1])
+  v = _wave(rows, math.prod(shapes.v[n_batch + 1 :]), 1 + pitch, phase).reshape(shapes.v)
+  v = norm_and_direction(v, n_batch + 1)[1]
+  return SingularBlock(jnp.zeros(shapes.sigma, dtype), jnp.zeros(shapes.u, dtype), v)
 
 
 def fixed_rows(n: int, size: int, dtype: Any) -> jax.Array:
   """`n` fixed vectors of length about 1 and without structure, where directions were lost.
 
-  A zero, short-rank or non-finite weight leaves fewer directions than there are rows; no
-  key is at hand in an update, and cosines of squares are as good as random numbers.
+  A zero, short-rank or non-finite weight leaves fewer directions than there are rows, and no
+  key is at hand in an update.
   """
-  index = jnp.arange(1, n * size + 1, dtype=dtype).reshape(n, size)
-  return jnp.cos(index * jnp.sqrt(index) + index) * math.sqrt(2 / max(size, 1))
+  one = jnp.ones((), dtype)
+  return _wave(n, size, one, one) * math.sqrt(2 / max(size, 1))
+
+
+def _wave(n: int, size: int, pitch: jax.Array, phase: jax.Array) -> jax.Array:
+  """Rows of cosines at ever higher frequencies, as good as random ones."""
+  index = jnp.arange(1, n * size + 1, dtype=pitch.dtype).reshape(n, size)
+  return jnp.cos(pitch * index * jnp.sqrt(index) + phase * index)

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from lipjax.measure.block import SingularBlock
+from lipjax.measure.block import SingularBlock, fixed_rows
 from lipjax.measure.groups import Group, map_weights, stack_weights
+from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import replicated_result
 from lipjax.measure.subspace import Probe, Rows, Step, subspace_step, top_vectors
 from lipjax.measure.vectors import SingularVectors, pack_vectors, unpack_vectors
@@ -21,6 +23,9 @@ from lipjax.measure.vectors import SingularVectors, pack_vectors, unpack_vectors
 TOL = 0.01
 #: Steps after which they end in any case.
 MAX_STEPS = 50
+#: Weights of operators with probes are taken to be others where the triplet of before is off
+#: by more than that.
+REPLACED = 0.1
 #: Rows of the block before that give way to an operator's probes.
 N_PROBES = 2
 
@@ -30,7 +35,7 @@ class Progress(NamedTuple):
 
   Attributes:
     error: estimate of the relative error of σ₁.
-    drift: by how much the triplets of before were off; see `subspace_step`.
+    drift: by how much the triplets of before were off: σ₁, or what their v gives of it.
   """
 
   error: jax.Array
@@ -161,6 +166,8 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
     _probes(group) if group.operator.has_probes and k > N_PROBES else None for group in groups
   ]
 
+  mixes_little = np.repeat([p is not None for p in probes], [group.n_slices for group in groups])
+
   def is_unfinished(carry):
     i, block, _ = carry
     # NaN compares false, so an operator that is not finite never keeps the others going.
@@ -169,13 +176,36 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
 
   def advance(carry):
     i, block, drift = carry
-    new = subspace_step(apply, adjoint, probes, block.sigma, block.v)
-    return i + 1, new, jnp.where(i == 0, new.drift, drift)
+    sigma, v = block.sigma, block.v
+    if mixes_little.any():
+      # An infinite error after the first step says that weights were replaced.
+      sigma, v = _afresh(sigma, v, (i == 1) & jnp.isinf(block.error))
+    new = subspace_step(apply, adjoint, probes, sigma, v)
+    moved = jnp.maximum(new.gain, jnp.abs(1 - sigma[:, 0] / nonzero(new.sigma[:, 0])))
+    if mixes_little.any():
+      were_replaced = (i == 0) & mixes_little & (sigma[:, 0] > 0) & (moved > REPLACED)
+      new = new._replace(error=jnp.where(were_replaced, jnp.inf, new.error))
+    return i + 1, new, jnp.where(i == 0, moved, drift)
 
   start = _flat(groups, blocks)
-  i, block, drift = lax.while_loop(is_unfinished, advance, (zero, start, start.drift))
+  i, block, drift = lax.while_loop(is_unfinished, advance, (zero, start, start.gain))
   largest = lambda x: jnp.max(jnp.where(jnp.isnan(x), 0, x), initial=0).astype(jnp.float32)
   return _stacked(groups, blocks, block), i, Progress(largest(block.error), largest(drift))
+
+
+def _afresh(sigma: jax.Array, v: Rows, were_replaced: jax.Array) -> tuple[jax.Array, Rows]:
+  """No values and fresh vectors for the operators whose weights were replaced.
+
+  The old ones lie in a few of the subspaces that the operator hardly mixes (frequencies of a
+  convolution), and no step would find what lies in others now.
+  """
+  sizes = [x.shape[0] for x in v]
+  parts = jnp.split(were_replaced, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
+  v = [
+    jnp.where(lost[:, None, None], fixed_rows(*x.shape[1:], x.dtype), x)
+    for x, lost in zip(v, parts, strict=True)
+  ]
+  return jnp.where(were_replaced[:, None], 0, sigma), v
 
 
 def _products(groups: list[Group], loaded: list, side: str, rows: Rows) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from jax import lax
 from lipjax.measure.block import SingularBlock, check_k, default_k, random_block
 from lipjax.measure.groups import Group, group_leaves
 from lipjax.measure.norms import top_triplets
+from lipjax.measure.packing import path_index
 from lipjax.measure.refresh import TOL, best_vectors, refresh
 from lipjax.measure.scaling import norm_and_direction
 from lipjax.measure.sharding import replicated_result
@@ -20,14 +22,12 @@ from lipjax.measure.vectors import (
   SingularVectors,
   check_vectors,
   pack_by_path,
+  unpack_by_path,
 )
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides, resolve_operators
-
-#: Steps that order the block around a converged top vector.
-AROUND = 2
 
 Start = Literal["random", "converged"]
 
@@ -51,8 +51,8 @@ def init_singular_vectors(
     params: a pytree of arrays.
     k: how many singular values of every operator are followed; 4 to 8 by the size of the
       largest matrix when None. More make a step dearer and fewer of them needed.
-    start: ``"random"``, or ``"converged"``: measured, the first vector as exactly as by
-      `spectral_norms`.
+    start: ``"random"``, or ``"converged"``: the top vector is measured, as exactly as by
+      `spectral_norms`, and the others are random.
     key: of the random start, folded with each leaf's path; a fixed key when None.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
@@ -80,15 +80,26 @@ def init_singular_vectors(
   leaves = float_leaves(params)
   k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
-  blocks = {path: random_block(op, leaves[path], k, key, path) for path, op in operators.items()}
-  if start == "converged":
-    _check_arrays(leaves)
-    for path, triplet in top_triplets(operators, leaves, key=key).items():
-      blocks[path] = _with_top_vector(blocks[path], triplet)
-  vectors = pack_by_path(groups, blocks, jnp.zeros((), jnp.int32))
-  if start == "converged":
-    vectors, _ = refresh(groups, leaves, vectors, n_steps=AROUND, tol=None)
-  return vectors
+  vectors = _random_vectors(tuple(groups), k, key)
+  vectors = SingularVectors(*vectors, path_index(groups))
+  if start == "random":
+    return vectors
+  _check_arrays(leaves)
+  blocks = unpack_by_path(vectors, groups)
+  for path, triplet in top_triplets(operators, leaves, key=key).items():
+    blocks[path] = _with_top_triplet(blocks[path], triplet)
+  return pack_by_path(groups, blocks, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("groups", "k"))
+def _random_vectors(groups: tuple[Group, ...], k: int, key: jax.Array) -> list[Any]:
+  """Random right vectors of all groups, all but the paths of a `SingularVectors`."""
+  blocks = {
+    path: random_block(group.operator, group.struct, k, key, path)
+    for group in groups
+    for path in group.paths
+  }
+  return list(pack_by_path(list(groups), blocks, jnp.zeros((), jnp.int32))[:-1])
 
 
 def update_singular_vectors(
@@ -227,12 +238,17 @@ def _groups(params, layout, layout_overrides) -> tuple[list[Group], dict[str, An
   return group_leaves(operators, leaves), leaves
 
 
-def _with_top_vector(block: SingularBlock, triplet: SingularTriplet) -> SingularBlock:
-  """The block with its first right vector replaced, where a triplet has one."""
-  n, v = triplet.sigma.ndim, block.v
-  known = (triplet.sigma > 0).reshape(triplet.sigma.shape + (1,) * (v.ndim - n))
-  is_first = (jnp.arange(v.shape[n]) == 0).reshape((-1,) + (1,) * (v.ndim - n - 1))
-  return block._replace(v=jnp.where(known & is_first, jnp.expand_dims(triplet.v, n), v))
+def _with_top_triplet(block: SingularBlock, triplet: SingularTriplet) -> SingularBlock:
+  """The block with its first values and vectors replaced, where a triplet has any."""
+  n = triplet.sigma.ndim
+
+  def put(old, new, n_axes):
+    known = (triplet.sigma > 0).reshape(triplet.sigma.shape + (1,) * (old.ndim - n))
+    is_first = (jnp.arange(old.shape[n]) == 0).reshape((-1,) + (1,) * n_axes)
+    return jnp.where(known & is_first, jnp.expand_dims(new, n), old)
+
+  sigma = put(block.sigma, triplet.sigma, 0)
+  return SingularBlock(sigma, triplet.u, put(block.v, triplet.v, triplet.v.ndim - n))
 
 
 def _check_arrays(leaves: Mapping[str, Any]) -> None:

@@ -38,6 +38,10 @@ LOST = 1e-3
 #: The largest ratio of squared singular values that is told from 1.
 NEAR_ONE = 0.998
 
+#: By how much the error of operators with probes is taken to be larger than it seems: their
+#: singular values come in clusters, of which as much lies outside a block as in it.
+CLUSTERED = 4.0
+
 
 class Step(NamedTuple):
   """What a step finds; all but the vectors have one row for every operator.
@@ -47,7 +51,7 @@ class Step(NamedTuple):
     u: the top left vectors, for each group ``(operators, 1, size)``.
     v: the k new right vectors and the k before, for each group ``(operators, 2k, size)``.
     error: an estimate of the relative error of the top value, ``(operators,)``.
-    drift: by how much the top triplet of before was off, ``(operators,)``.
+    gain: by how much the top value is above what the old top vector gives, ``(operators,)``.
     promise: by how much the norm may be larger, after what the probes have shown.
   """
 
@@ -55,7 +59,7 @@ class Step(NamedTuple):
   u: Rows
   v: Rows
   error: jax.Array
-  drift: jax.Array
+  gain: jax.Array
   promise: jax.Array
 
 
@@ -74,9 +78,6 @@ def subspace_step(
   what lies outside shrinks. In closed loops and from cold that was right within a factor
   of three; it is no bound. Where many singular values are equal, vectors turn and the value
   stays: s² is taken to be at most four times what the value gained over the old vector's.
-
-  **Drift.** The largest of the relative change of :math:`\sigma_1` and of what the old top
-  vector misses of it on the new weights.
 
   Args:
     apply: from rows of inputs to rows of outputs, for every group.
@@ -101,9 +102,7 @@ def subspace_step(
   values = jnp.where(jnp.isfinite(y_scale)[:, None], values, jnp.nan)
   top = values[:, 0]
 
-  seen = jnp.sqrt(inner[:, 0, 0]) * y_scale
-  gain = 1 - seen / nonzero(top)
-  drift = jnp.maximum(jnp.abs(1 - sigma[:, 0] / nonzero(top)), gain)
+  gain = 1 - jnp.sqrt(inner[:, 0, 0]) * y_scale / nonzero(top)
   # ⟨v', old rows⟩, from what W makes of these rows: W [V, V₋] = Q (Q^T Y).
   factor = _dot(inner, _t(whiten))
   overlap = _dot(factor, s[:, :, :1])[:, :k, 0]
@@ -112,14 +111,20 @@ def subspace_step(
   smallest = jnp.min(jnp.where(theta > LOST**2 * theta[:, :1], theta, jnp.inf), axis=1)
   ratio = jnp.minimum(smallest / nonzero(theta[:, 0]), NEAR_ONE)
   outside = jnp.maximum(jnp.minimum(1 - inside, 4 * gain), 0)
-  error = jnp.where(top > 0, outside * ratio / (1 - ratio), 0)
+  error = jnp.where(top > 0, _margins(probes, v) * outside * ratio / (1 - ratio), 0)
 
   found = (length > LOST * length[:, :1]) & (values > 0)
   right, left = _unit(right, length, found), _unit(left, left_length, found[:, :1])
   v, promise = _with_history(right, v, probes, factor[:, -1:], z)
   promise = jnp.sqrt(promise * y_scale) * jnp.sqrt(z_scale) / nonzero(top) - 1
   values = jnp.where(found | jnp.isnan(values), values, 0)
-  return Step(values, left, v, error, drift, promise)
+  return Step(values, left, v, error, gain, promise)
+
+
+def _margins(probes: Sequence[Probe | None], v: Rows) -> np.ndarray:
+  """What each operator's error is multiplied by."""
+  margins = [1.0 if probe is None else CLUSTERED for probe in probes]
+  return np.repeat(np.float32(margins), [x.shape[0] for x in v])
 
 
 def top_vectors(apply: Callable[[Rows], Rows], v: Rows) -> Rows:

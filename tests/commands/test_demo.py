@@ -146,19 +146,8 @@ def _tracking_deviation(method, strength, data):
   return worst
 
 
-# Spectral decay pushes down the one direction that it follows, so the top singular values
-# close up and the next one overtakes it: one step an update is then several percent low.
-FALLS_BEHIND = pytest.mark.xfail(strict=True, reason="measured: 8.8 % and 15.6 %")
-
-
 @pytest.mark.parametrize(
-  ("name", "strength"),
-  [
-    ("none", 0.0),
-    ("L2", 0.01),
-    pytest.param("spectral", 0.03, marks=FALLS_BEHIND),
-    pytest.param("spectral", 0.1, marks=FALLS_BEHIND),
-  ],
+  ("name", "strength"), [("none", 0.0), ("L2", 0.01), ("spectral", 0.03), ("spectral", 0.1)]
 )
-def test_one_step_per_update_tracks_the_norm_within_a_percent(name, strength, digits):
+def test_norms_are_tracked_within_a_percent(name, strength, digits):
   assert _tracking_deviation(BY_NAME[name], strength, digits.train) < 0.01

@@ -54,7 +54,7 @@ def test_gradient_is_the_closed_form_and_that_of_finite_differences(name):
       return jnp.sum(weights * jnp.sin(normal_params["w"]))
 
     gradient = np.asarray(jax.grad(loss)(w))
-    sigma, u, v = vectors["w"]
+    sigma, u, v = lipjax.singular_triplets({"w": w}, vectors, layout=layout)["w"]
     g = weights * jnp.cos(target * w / sigma)
     inner = jnp.sum(g * w) / sigma
     closed = target / sigma * (g - inner * operator.weight_gradient(shape, v, u))
@@ -63,7 +63,8 @@ def test_gradient_is_the_closed_form_and_that_of_finite_differences(name):
     h = 1e-6
     difference = (loss(w + h * direction) - loss(w - h * direction)) / (2 * h)
     np.testing.assert_allclose(np.sum(gradient * direction), difference, rtol=1e-6)
-    # The vectors are constants, so that holds for vectors that have not converged as well.
+    # It holds for vectors that have not converged as well: of those that they span, the best
+    # one is taken, and to first order that stays the best.
     vectors = lipjax.init_singular_vectors({"w": w}, layout=layout)
     difference = (loss(w + h * direction) - loss(w - h * direction)) / (2 * h)
     np.testing.assert_allclose(jnp.sum(jax.grad(loss)(w) * direction), difference, rtol=1e-6)
@@ -78,7 +79,7 @@ def test_a_capped_weight_inside_the_cap_passes_with_its_gradient():
   np.testing.assert_array_equal(gradient, weights)
 
 
-def train(params, vectors, step, n_steps=250):
+def train(params, vectors, step, n_steps=600):
   """A short training with the vectors updated once a step."""
   tx = optax.adam(1e-3)
   x, y = normal(5, (32, 8)), normal(6, (32, 4))
@@ -89,21 +90,20 @@ def train(params, vectors, step, n_steps=250):
 
   @jax.jit
   def advance(params, vectors, state):
-    _, vectors = lipjax.update_singular_vectors(params, vectors)
+    vectors = lipjax.update_singular_vectors(params, vectors)
     updates, state = tx.update(jax.grad(loss)(params, vectors), state, params)
     return optax.apply_updates(params, updates), vectors, state
 
   state = tx.init(params)
   for _ in range(n_steps):
     params, vectors, state = advance(params, vectors, state)
-  _, vectors = lipjax.update_singular_vectors(params, vectors)
+  vectors = lipjax.update_singular_vectors(params, vectors)
   return params, vectors
 
 
 @pytest.mark.parametrize("mode", ["target", "cap"])
 def test_norms_stay_within_a_thousandth_through_training(mode):
-  # Where a second singular value overtakes the first (here after some 400 steps), one step
-  # an update lags by up to several percent for a while: docs, "Which guarantee do I get?".
+  # Here a second singular value overtakes the first after some 400 steps.
   params = {"a": {"kernel": normal(0, (8, 16))}, "b": {"kernel": normal(1, (16, 4))}}
   step = lambda p, v: lipjax.spectral_normalize(p, v, target=0.9, mode=mode)
   params, vectors = train(params, lipjax.init_singular_vectors(params), step)
@@ -141,7 +141,7 @@ def test_averaged_vectors_do_no_harm():
   # NCAR/miles-credit#394: shrunken averages of vectors read sigma 6 % low a layer.
   w = normal(0, (30, 20))
   vectors = converged(Dense(), w)
-  shrunk = {"w": vectors["w"]._replace(u=0.97 * vectors["w"].u, v=0.97 * vectors["w"].v)}
+  shrunk = vectors._replace(u=0.97 * vectors.u, v=0.97 * vectors.v)
   after = lipjax.spectral_normalize({"w": w}, shrunk, layout={"w": Dense()})["w"]
   np.testing.assert_allclose(top_sigma(after), 1, rtol=1e-5)
 
@@ -152,8 +152,8 @@ def test_small_and_large_norms(scale):
   w = normal(0, (8, 6)) / top_sigma(normal(0, (8, 6))) * scale
   weights = normal(1, (8, 6))
   vectors = lipjax.init_singular_vectors({"kernel": w})
-  for _ in range(400):
-    _, vectors = lipjax.update_singular_vectors({"kernel": w}, vectors)
+  for _ in range(40):
+    vectors = lipjax.update_singular_vectors({"kernel": w}, vectors)
   f = lambda p: lipjax.spectral_normalize(p, vectors)["kernel"]
   np.testing.assert_allclose(top_sigma(f({"kernel": w})), 1, rtol=1e-5)
   gradient = jax.grad(lambda p: jnp.sum(weights * f(p)))({"kernel": w})["kernel"]
@@ -210,7 +210,7 @@ def test_batch_norm_is_the_diagonal_operator_of_evaluation():
     ({"mode": "force"}, "'target' or 'cap'"),
     ({"target": 0.0}, "target of 'kernel' is 0.0"),
     ({"target": {"other": 1.0}}, "target has the paths"),
-    ({"vectors": {}}, "vectors has the paths"),
+    ({"vectors": {}}, "dictionary of vectors"),
     ({"batch_variances": {"kernel": jnp.ones(2)}}, "names no scale"),
   ],
 )

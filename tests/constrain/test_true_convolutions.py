@@ -40,7 +40,7 @@ def dense_norm(operator, w):
 
 def test_decay_adds_the_gradient_of_the_squared_norm(name):
   operator, w, layout = setup(name)
-  tx = lipjax.add_spectral_decay(0.3, n_steps=2000, **layout)
+  tx = lipjax.add_spectral_decay(0.3, n_steps=100, **layout)
   updates, state = tx.update({"kernel": 0 * w}, tx.init({"kernel": w}), {"kernel": w})
   expected = jax.grad(lambda w: 0.15 * dense_norm(operator, w) ** 2)(w)
   scale = float(jnp.max(jnp.abs(expected)))
@@ -74,13 +74,13 @@ def test_projected_into_the_ball_by_scaling_and_by_nothing_else(name):
 
 def test_kept_in_the_ball_while_training(name):
   operator, w, layout = setup(name)
-  ball = lipjax.keep_params_in_spectral_ball(1.0, method="scale", n_steps=200, **layout)
+  ball = lipjax.keep_params_in_spectral_ball(1.0, method="scale", **layout)
   tx = optax.chain(optax.sgd(0.1), ball)
   params, state = {"kernel": w}, tx.init({"kernel": w})
   for i in range(2):
     updates, state = tx.update({"kernel": normal(i, w.shape)}, state, params)
     params = optax.apply_updates(params, updates)
-  np.testing.assert_allclose(operator_sigma(operator, params["kernel"]), 1, rtol=1e-3)
+  np.testing.assert_allclose(operator_sigma(operator, params["kernel"]), 1, rtol=0.01)
 
 
 def test_norms_penalties_and_the_function_agree(name):
@@ -93,7 +93,7 @@ def test_norms_penalties_and_the_function_agree(name):
     lipjax.operator_norm(lambda x: operator.apply(w, x), x), truth, rtol=rtol_of(w)
   )
   vectors = lipjax.init_singular_vectors({"kernel": w}, start="converged", **layout)
-  triplets, _ = lipjax.update_singular_vectors({"kernel": w}, vectors, **layout)
+  triplets = lipjax.singular_triplets({"kernel": w}, vectors, **layout)
   np.testing.assert_allclose(triplets["kernel"].sigma, truth, rtol=rtol_of(w))
   np.testing.assert_allclose(
     lipjax.frobenius_norms({"kernel": w}, **layout)["kernel"], np.linalg.norm(w), rtol=1e-6

@@ -125,7 +125,7 @@ def test_the_default_is_the_reshaped_kernel():
   np.testing.assert_allclose(norms["reshaped"], truth / 3, rtol=1e-4)
   np.testing.assert_allclose(norms["operator"], 1, rtol=1e-4)
   default = llinen.SpectralNorm(conv).init(KEY, x, update_stats=False)
-  assert default["batch_stats"]["layer_instance/kernel/v"].shape == (3, 3, 1)
+  assert default["batch_stats"]["layer_instance/kernel/v"].shape == (8, 3, 3, 1)
 
 
 def test_cap_and_gain():
