@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lipjax.measure.scaling import norm_and_direction
 from lipjax.operators.base import LinearOperator
@@ -89,10 +90,10 @@ def random_block(
   shapes, dtype = block_shapes(operator, w.shape, k), compute_dtype(w.dtype)
   n_batch = len(operator.batch_shape(w.shape))
   folded = jax.random.fold_in(key, zlib.crc32(path.encode()))
-  # Two random numbers of a wave: arrays of them take a second to compile for every shape.
-  pitch, phase = jax.random.uniform(folded, (2,), dtype)
+  # One random number: `jax.random` takes a second to compile for an array of every shape.
+  seed = jax.random.bits(folded, (), jnp.uint32)
   rows = math.prod(shapes.v[: n_batch + 1])
-  v = _wave(rows, math.prod(shapes.v[n_batch + 1 :]), 1 + pitch, phase).reshape(shapes.v)
+  v = _noise(rows, math.prod(shapes.v[n_batch + 1 :]), seed, dtype).reshape(shapes.v)
   v = norm_and_direction(v, n_batch + 1)[1]
   return SingularBlock(jnp.zeros(shapes.sigma, dtype), jnp.zeros(shapes.u, dtype), v)
 
@@ -103,11 +104,13 @@ def fixed_rows(n: int, size: int, dtype: Any) -> jax.Array:
   A zero, short-rank or non-finite weight leaves fewer directions than there are rows, and no
   key is at hand in an update.
   """
-  one = jnp.ones((), dtype)
-  return _wave(n, size, one, one) * math.sqrt(2 / max(size, 1))
+  return _noise(n, size, jnp.uint32(0), dtype) * math.sqrt(3 / max(size, 1))
 
 
-def _wave(n: int, size: int, pitch: jax.Array, phase: jax.Array) -> jax.Array:
-  """Rows of cosines at ever higher frequencies, as good as random ones."""
-  index = jnp.arange(1, n * size + 1, dtype=pitch.dtype).reshape(n, size)
-  return jnp.cos(pitch * index * jnp.sqrt(index) + phase * index)
+def _noise(n: int, size: int, seed: jax.Array | np.uint32, dtype: Any) -> jax.Array:
+  """Numbers between −1 and 1 as good as random ones: the finalizer of MurmurHash3."""
+  x = jnp.arange(1, n * size + 1, dtype=jnp.uint32).reshape(n, size) ^ seed
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  x = x ^ (x >> 16)
+  return (x >> 8).astype(dtype) * (2 / 2**24) - 1

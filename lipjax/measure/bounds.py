@@ -12,12 +12,13 @@ import numpy as np
 from jax import lax
 
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
+from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.groups import Group, group_leaves, map_weights, stack_weights
 from lipjax.measure.lower_bound import norm_lower_bound
 from lipjax.measure.norms import measure_group, over_slices
 from lipjax.measure.sharding import replicated_result
-from lipjax.measure.triplet import SingularTriplet, differentiable_sigma
+from lipjax.measure.triplet import SingularTriplet
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.dense import Dense

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.norms import lanczos_slice
 from lipjax.measure.rounding import down, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
-from lipjax.measure.triplet import clean, differentiable_sigma
+from lipjax.measure.triplet import clean
 from lipjax.operators.base import LinearOperator
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.groups import (
   Group,
   group_leaves,
@@ -26,7 +27,6 @@ from lipjax.measure.starts import random_unit
 from lipjax.measure.triplet import (
   SingularTriplet,
   clean,
-  differentiable_sigma,
   triplet_dtype,
 )
 from lipjax.operators.base import LinearOperator

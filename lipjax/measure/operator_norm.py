@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
+from lipjax.measure.derivatives import differentiable_norm
 from lipjax.measure.lanczos import golub_kahan_lanczos
 from lipjax.measure.scaling import norm_and_direction
 from lipjax.measure.triplet import SingularTriplet
@@ -39,7 +40,7 @@ def operator_norm(
 
   Returns:
     A scalar in the input's dtype, float32 or wider. Differentiable in whatever
-    `linear_fn` closes over: :math:`d\sigma = \langle u, df(v)\rangle`.
+    `linear_fn` closes over, any number of times: :math:`d\sigma = \langle u, df(v)\rangle`.
 
   Raises:
     ValueError: the function is not linear: JAX cannot transpose it, or it is affine
@@ -64,23 +65,31 @@ def operator_norm(
 
 
 class FlatMap(NamedTuple):
-  """A linear function of pytrees as one of vectors, constants of the derivative.
+  """A linear function of pytrees as one of vectors.
 
   Attributes:
-    apply: the map.
-    adjoint: its adjoint.
-    differentiable: the map, differentiable in what the function closes over.
+    product: of `constants` and a vector.
+    transposed: the adjoint, alike.
+    constants: the arrays that the function closes over, as far as they are differentiated.
     n_in: length of an input.
     n_out: length of an output.
     dtype: float32 or wider.
   """
 
-  apply: Callable[[jax.Array], jax.Array]
-  adjoint: Callable[[jax.Array], jax.Array]
-  differentiable: Callable[[jax.Array], jax.Array]
+  product: Callable[[Any, jax.Array], jax.Array]
+  transposed: Callable[[Any, jax.Array], jax.Array]
+  constants: Any
   n_in: int
   n_out: int
   dtype: Any
+
+  def apply(self, v: jax.Array) -> jax.Array:
+    """The map, a constant of the derivative."""
+    return self.product(lax.stop_gradient(self.constants), v)
+
+  def adjoint(self, u: jax.Array) -> jax.Array:
+    """Its adjoint, alike."""
+    return self.transposed(lax.stop_gradient(self.constants), u)
 
   @property
   def is_empty(self) -> bool:
@@ -93,10 +102,8 @@ class FlatMap(NamedTuple):
     return norm_and_direction(jax.random.normal(key, (self.n_in,), self.dtype), 0)[1]
 
   def with_derivative(self, triplet: SingularTriplet) -> jax.Array:
-    r"""The measured norm, with the derivative :math:`\langle u, df(v)\rangle`."""
-    sigma, u, v = lax.stop_gradient(triplet)
-    along = jnp.vdot(u, self.differentiable(v))
-    return sigma + (along - lax.stop_gradient(along))
+    r"""The measured norm, with derivatives in what the function closes over."""
+    return differentiable_norm(self.product, self.transposed, self.constants, triplet)
 
 
 def flat_map(linear_fn: Callable[[Any], Any], x: Any, caller: str) -> FlatMap:
@@ -113,14 +120,20 @@ def flat_map(linear_fn: Callable[[Any], Any], x: Any, caller: str) -> FlatMap:
 
   _check_linear(forward, flat, caller)
   hoisted, constants = jax.closure_convert(forward, flat)
-  frozen = lax.stop_gradient(constants)
-  apply = lambda v: hoisted(v, *frozen)
-  output = jax.eval_shape(apply, flat)
-  transpose = jax.linear_transpose(apply, jax.ShapeDtypeStruct(flat.shape, flat.dtype))
+  output = jax.eval_shape(hoisted, flat, *constants)
+
+  def product(constants, v):
+    return hoisted(v, *constants).astype(dtype)
+
+  def transposed(constants, u):
+    apply = lambda v: hoisted(v, *constants)
+    transpose = jax.linear_transpose(apply, jax.ShapeDtypeStruct(flat.shape, flat.dtype))
+    return transpose(u.astype(output.dtype))[0].astype(dtype)
+
   return FlatMap(
-    apply=lambda v: apply(v).astype(dtype),
-    adjoint=lambda u: transpose(u.astype(output.dtype))[0].astype(dtype),
-    differentiable=lambda v: hoisted(v, *constants).astype(dtype),
+    product=product,
+    transposed=transposed,
+    constants=constants,
     n_in=flat.size,
     n_out=output.size,
     dtype=dtype,

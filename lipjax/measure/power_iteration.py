@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.scaling import nonzero, norm_and_direction, usable_scale
 from lipjax.measure.sharding import replicated_result
 from lipjax.measure.starts import ones_unit, random_unit, restart_unit
 from lipjax.measure.triplet import (
   SingularTriplet,
   clean,
-  differentiable_sigma,
   triplet_dtype,
 )
 from lipjax.operators.base import LinearOperator

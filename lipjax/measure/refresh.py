@@ -177,14 +177,12 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
   def advance(carry):
     i, block, drift = carry
     sigma, v = block.sigma, block.v
-    if mixes_little.any():
-      # An infinite error after the first step says that weights were replaced.
-      sigma, v = _afresh(sigma, v, (i == 1) & jnp.isinf(block.error))
+    # An infinite error after the first step says that weights were replaced.
+    sigma, v = _afresh(sigma, v, (i == 1) & jnp.isinf(block.error), mixes_little)
     new = subspace_step(apply, adjoint, probes, sigma, v)
     moved = jnp.maximum(new.gain, jnp.abs(1 - sigma[:, 0] / nonzero(new.sigma[:, 0])))
-    if mixes_little.any():
-      were_replaced = (i == 0) & mixes_little & (sigma[:, 0] > 0) & (moved > REPLACED)
-      new = new._replace(error=jnp.where(were_replaced, jnp.inf, new.error))
+    were_replaced = (i == 0) & (sigma[:, 0] > 0) & (moved > REPLACED)
+    new = new._replace(error=jnp.where(were_replaced, jnp.inf, new.error))
     return i + 1, new, jnp.where(i == 0, moved, drift)
 
   start = _flat(groups, blocks)
@@ -193,19 +191,22 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
   return _stacked(groups, blocks, block), i, Progress(largest(block.error), largest(drift))
 
 
-def _afresh(sigma: jax.Array, v: Rows, were_replaced: jax.Array) -> tuple[jax.Array, Rows]:
-  """No values and fresh vectors for the operators whose weights were replaced.
+def _afresh(
+  sigma: jax.Array, v: Rows, were_replaced: jax.Array, mixes_little: np.ndarray
+) -> tuple[jax.Array, Rows]:
+  """Fresh vectors beside the old ones for the operators whose weights were replaced.
 
-  The old ones lie in a few of the subspaces that the operator hardly mixes (frequencies of a
-  convolution), and no step would find what lies in others now.
+  The old ones may lie in subspaces that the new weights do not lead out of. Those of an
+  operator that mixes little (frequencies of a convolution) do so always, and go as well.
   """
-  sizes = [x.shape[0] for x in v]
-  parts = jnp.split(were_replaced, [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)])
-  v = [
-    jnp.where(lost[:, None, None], fixed_rows(*x.shape[1:], x.dtype), x)
-    for x, lost in zip(v, parts, strict=True)
-  ]
-  return jnp.where(were_replaced[:, None], 0, sigma), v
+  k, sizes = sigma.shape[-1], [x.shape[0] for x in v]
+  ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+  columns = v, jnp.split(were_replaced, ends), np.split(np.where(mixes_little, 0, k), ends)
+  rows = []
+  for x, lost, first in zip(*columns, strict=True):
+    is_fresh = lost[:, None] & (np.arange(2 * k) >= first[:, None])
+    rows.append(jnp.where(is_fresh[..., None], fixed_rows(*x.shape[1:], x.dtype), x))
+  return jnp.where((were_replaced & mixes_little)[:, None], 0, sigma), rows
 
 
 def _products(groups: list[Group], loaded: list, side: str, rows: Rows) -> Rows:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.measure.block import SingularBlock, check_k, default_k, random_block
+from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.groups import Group, group_leaves
 from lipjax.measure.norms import top_triplets
 from lipjax.measure.packing import path_index
 from lipjax.measure.refresh import TOL, best_vectors, refresh
 from lipjax.measure.scaling import norm_and_direction
 from lipjax.measure.sharding import replicated_result
-from lipjax.measure.triplet import SingularTriplet, clean, differentiable_sigma
+from lipjax.measure.triplet import SingularTriplet, clean
 from lipjax.measure.vectors import (
   SingularVectors,
   check_vectors,

@@ -53,7 +53,7 @@ def _bound(shape: tuple[tuple[Window, ...], int], kernel: jax.Array) -> jax.Arra
 @_bound.defjvp
 def _(shape, primals, tangents):
   """The derivative is that of the one symbol that the bound comes from."""
-  bound, phases, group = _largest(shape, *primals)
+  bound, phases, group = _largest(shape, *lax.stop_gradient(primals))
   plan = symbols(shape[0])
 
   def of_one(kernel):
@@ -61,7 +61,10 @@ def _(shape, primals, tangents):
     real, imaginary = evaluate(block[group][None], phases)
     return plan.factor * gram_upper_bound(real[0], imaginary[0], n_steps=_n_steps(block))
 
-  return bound, jax.jvp(of_one, primals, tangents)[1]
+  value, slope = jax.jvp(of_one, primals, tangents)
+  # Once more differentiated, the bound is that symbol's as well.
+  same = value - lax.stop_gradient(value)
+  return bound + jnp.where(jnp.isfinite(bound), same, 0), slope
 
 
 def _largest(shape, kernel):

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 
-from lipjax.measure.sharding import replicated_result
-from lipjax.operators.base import LinearOperator
 from lipjax.operators.products import compute_dtype
 
 
@@ -29,37 +25,6 @@ class SingularTriplet(NamedTuple):
   sigma: Any
   u: Any
   v: Any
-
-
-def differentiable_sigma(
-  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
-) -> SingularTriplet:
-  r"""Attaches :math:`d\sigma = \langle u, B(dw, v)\rangle` to a measured triplet.
-
-  `u` and `v` are constants of the derivative. This is the exact first
-  derivative where the top singular value is simple, a subgradient at a tie, and
-  0 for a zero operator, whose `u` and `v` are zero. Forward and reverse mode.
-  Second derivatives would need those of `u` and `v` and are not provided.
-  """
-  constants = lax.stop_gradient(SingularTriplet(*triplet))
-
-  @jax.custom_jvp
-  def sigma_of(w, sigma, u, v):
-    del w, u, v
-    return sigma
-
-  @sigma_of.defjvp
-  def _(primals, tangents):
-    w, sigma, u, v = primals
-    dw = tangents[0]
-    axes = tuple(range(len(operator.batch_shape(w.shape)), u.ndim))
-
-    def along(dw, u, v):
-      return jnp.sum(u * operator.apply(dw, v), axis=axes)
-
-    return sigma, replicated_result(along, dw)(dw, u, v)
-
-  return constants._replace(sigma=sigma_of(w, *constants))
 
 
 def clean(triplet: SingularTriplet, n_batch: int) -> SingularTriplet:

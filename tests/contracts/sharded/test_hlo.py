@@ -12,7 +12,11 @@ from contracts.registry import CASES, assert_close, normal, updates_like
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-ROWS, COLUMNS, STACK = 256, 128, 8
+import lipjax
+
+ROWS, COLUMNS, STACK = 512, 256, 8
+#: Of each operator that is followed: eight singular vectors and the eight of the step before.
+VECTORS = 16
 MATRIX = ("Dense_0", "kernel")
 STACKED = ("ScanBlock_0", "Dense_0", "kernel")
 #: Where the weight is, and how it lies on the mesh axes x (4) and y (2).
@@ -93,7 +97,7 @@ def test_no_weight_is_moved(transformation, mesh, place):
   state = tx.init(p)
   compiled = jax.jit(train).lower(p, state, g).compile()
   n_weight = jax.tree.leaves(p)[0].addressable_shards[0].data.size
-  n_vectors = math.prod(shape[:-2]) * (ROWS + COLUMNS + 2)
+  n_vectors = math.prod(shape[:-2]) * VECTORS * (ROWS + COLUMNS + 2)
   assert n_vectors < n_weight
   assert [(op, n) for op, n in moved(compiled.as_text()) if n > n_vectors] == []
 
@@ -102,5 +106,9 @@ def test_no_weight_is_moved(transformation, mesh, place):
     assert array.sharding.is_equivalent_to(sharding, array.ndim)
   expected = jax.jit(train)(plain, tx.init(plain), grads)
   host = lambda tree: jax.tree.map(np.asarray, tree)
-  # A product of 256 terms is summed in another order.
-  assert_close(host((u, after, state)), host(expected), 512)
+  # A product of 512 terms is summed in another order. Of a random matrix the lower singular
+  # vectors hang on that: norms count.
+  assert_close(host((u, after)), host(expected[:2]), 1024)
+  if transformation.tracks:
+    norms = lipjax.read_spectral_norms(state), lipjax.read_spectral_norms(expected[2])
+    assert_close(*host(norms), 1024)
