@@ -27,6 +27,7 @@ from lipjax.measure.read import read_spectral_norms as read_spectral_norms
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors
 from lipjax.measure.singular_vectors import singular_triplets as singular_triplets
 from lipjax.measure.singular_vectors import update_singular_vectors as update_singular_vectors
+from lipjax.measure.stable_rank import stable_ranks as stable_ranks
 from lipjax.measure.triplet import SingularTriplet as SingularTriplet
 from lipjax.measure.vectors import SingularVectors as SingularVectors
 

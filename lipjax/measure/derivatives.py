@@ -31,15 +31,21 @@ MAX_STEPS = 1000
 
 
 def differentiable_sigma(
-  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet
+  operator: LinearOperator, w: jax.Array, triplet: SingularTriplet, *, is_top: bool = True
 ) -> SingularTriplet:
   """`triplet` with a differentiable sigma; its u and v are constants of the derivative."""
   triplet = lax.stop_gradient(triplet)
-  return triplet._replace(sigma=differentiable_norm(operator.apply, operator.adjoint, w, triplet))
+  sigma = differentiable_norm(operator.apply, operator.adjoint, w, triplet, is_top=is_top)
+  return triplet._replace(sigma=sigma)
 
 
 def differentiable_norm(
-  apply: Product, adjoint: Product, weights: Any, triplet: SingularTriplet
+  apply: Product,
+  adjoint: Product,
+  weights: Any,
+  triplet: SingularTriplet,
+  *,
+  is_top: bool = True,
 ) -> jax.Array:
   """The measured sigma, with its derivatives in `weights`.
 
@@ -52,6 +58,7 @@ def differentiable_norm(
     adjoint: the adjoint, of weights and an array shaped as ``triplet.u``.
     weights: a pytree of arrays.
     triplet: what was measured; the axes of its sigma are batch axes, first in u and v.
+    is_top: whether sigma is the largest singular value.
   """
   n_batch = triplet.sigma.ndim
 
@@ -76,14 +83,19 @@ def differentiable_norm(
   def _(primals, tangents):
     weights, _ = primals
     found = SingularTriplet(sigma_of(*primals), *vectors_of(*primals))
-    solve = functools.partial(_vector_slopes, apply, adjoint)
+    solve = functools.partial(_vector_slopes, apply, adjoint, is_top)
     return (found.u, found.v), replicated_result(solve, weights)(weights, found, tangents[0])
 
   return sigma_of(weights, lax.stop_gradient(triplet))
 
 
 def _vector_slopes(
-  apply: Product, adjoint: Product, weights: Any, triplet: SingularTriplet, slope: Any
+  apply: Product,
+  adjoint: Product,
+  is_top: bool,
+  weights: Any,
+  triplet: SingularTriplet,
+  slope: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Du and dv where the weights move by `slope`."""
   sigma, u, v = triplet
@@ -100,7 +112,10 @@ def _vector_slopes(
     return x - along(backward(forward(along(x, v))), v)
 
   def solve(system, b):
-    return _conjugate_gradients(system, b, n_batch)
+    if is_top:
+      return _conjugate_gradients(system, b, n_batch)
+    # Larger singular values make the system indefinite, but not its square.
+    return _conjugate_gradients(lambda x: system(system(x)), system(b), n_batch)
 
   dv = lax.custom_linear_solve(system, along(q + backward(p), v), solve, symmetric=True)
   return along(p + forward(dv), u), dv

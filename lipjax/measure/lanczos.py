@@ -88,6 +88,26 @@ def golub_kahan_lanczos(
   return _triplet_at(apply, state.ritz)
 
 
+def largest_triplets(
+  apply: LinearMap, adjoint: LinearMap, starts: jax.Array, output_size: int, *, tol: float
+) -> SingularTriplet:
+  """As many triplets as there are starts, largest first, with rows of vectors.
+
+  One after the other, each at right angles to those before it, so that equal singular values
+  are found as often as they are there.
+  """
+
+  def find(right, start_and_index):
+    start, i = start_and_index
+    off = lambda x: x - (right @ x) @ right
+    found = golub_kahan_lanczos(
+      lambda x: apply(off(x)), lambda y: off(adjoint(y)), off(start), output_size, tol=tol
+    )
+    return right.at[i].set(found.v), found
+
+  return lax.scan(find, jnp.zeros_like(starts), (starts, jnp.arange(len(starts))))[1]
+
+
 def krylov_triplet(
   apply: LinearMap, adjoint: LinearMap, start: jax.Array, output_size: int, n_steps: int
 ) -> SingularTriplet:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.measure.block import check_k
 from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.groups import (
   Group,
@@ -19,7 +20,7 @@ from lipjax.measure.groups import (
   stack_weights,
   unstack_by_path,
 )
-from lipjax.measure.lanczos import golub_kahan_lanczos
+from lipjax.measure.lanczos import golub_kahan_lanczos, largest_triplets
 from lipjax.measure.power_iteration import power_iteration
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import replicated_result
@@ -47,6 +48,7 @@ def spectral_norms(
   method: Method = "lanczos",
   tol: float | None = None,
   key: jax.Array | None = None,
+  k: int | None = None,
 ) -> dict[str, jax.Array]:
   r"""The spectral norm :math:`\sigma_1` of every operator in a params tree.
 
@@ -65,21 +67,27 @@ def spectral_norms(
       less exact, for comparison), or ``"svd"`` (all singular values; `Dense` only).
     tol: relative tolerance on sigma; 8 eps of the dtype when None.
     key: of the random start; a fixed key when None.
+    k: measure the `k` largest singular values, one after the other: an axis more, last.
 
   Returns:
-    ``{path: sigma}``, each of the operator's batch shape, float32 or wider. Zero
-    and empty operators give 0, a non-finite slice NaN for itself alone. The
-    derivative in params is :math:`u v^T` (forward and reverse mode).
+    ``{path: sigma}``, each of the operator's batch shape (and `k`, largest first, 0 but for
+    rounding where there are fewer), float32 or wider. Zero and empty operators give 0, a
+    non-finite slice NaN for itself alone. The derivative in params is :math:`u v^T`, in
+    forward and reverse mode, and second derivatives are those of :math:`u` and :math:`v`.
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
-    ValueError: an unknown method, or ``"svd"`` for an operator that is no matrix.
+    ValueError: an unknown method, ``"svd"`` for an operator that is no matrix, `k` below 1 or
+      with ``"power_iteration"``.
 
   Example:
     >>> import jax.numpy as jnp, lipjax
     >>> params = {"Dense_0": {"kernel": jnp.array([[0.0, 1.0], [0.0, 0.0]])}}
     >>> float(lipjax.spectral_norms(params)["Dense_0/kernel"])  # eigenvalues are all 0
     1.0
+    >>> both = lipjax.spectral_norms({"kernel": jnp.diag(jnp.array([3.0, 2.0]))}, k=2)
+    >>> both["kernel"].round(4).tolist()
+    [3.0, 2.0]
 
   Reference:
     Golub & Kahan (1965), SIAM J. Numer. Anal. 2(2).
@@ -87,12 +95,25 @@ def spectral_norms(
   if method not in ("lanczos", "power_iteration", "svd"):
     msg = f"method is {method!r}; expected 'lanczos', 'power_iteration' or 'svd'."
     raise ValueError(msg)
+  check_k(k)
+  if k is not None and method == "power_iteration":
+    msg = f"k is {k}, and method='power_iteration' measures one value; use 'lanczos'."
+    raise ValueError(msg)
   operators = resolve_operators(params, layout, layout_overrides)
   leaves = float_leaves(params)
-  triplets = top_triplets(operators, leaves, method, tol, key)
+  triplets = top_triplets(operators, leaves, method, tol, key, k)
+
+  def values(operator, w, triplet):
+    if k is None:
+      return differentiable_sigma(operator, w, triplet).sigma
+    if operator.has_closed_form:
+      return operator.closed_form_values(w, k)
+    one = lambda triplet: differentiable_sigma(operator, w, triplet, is_top=False).sigma
+    axis = triplet.sigma.ndim - 1
+    return jax.vmap(one, axis, axis)(triplet)
+
   return {
-    path: differentiable_sigma(operators[path], jnp.asarray(leaves[path]), triplet).sigma
-    for path, triplet in triplets.items()
+    path: values(operators[path], jnp.asarray(leaves[path]), t) for path, t in triplets.items()
   }
 
 
@@ -102,8 +123,12 @@ def top_triplets(
   method: Method = "lanczos",
   tol: float | None = None,
   key: jax.Array | None = None,
+  k: int | None = None,
 ) -> dict[str, SingularTriplet]:
-  """``{path: triplet}`` from cold, constants of the derivative, sorted by path."""
+  """``{path: triplet}`` from cold, constants of the derivative, sorted by path.
+
+  With `k` the `k` largest, on one axis more after the batch axes.
+  """
   key = jax.random.key(0) if key is None else key
   found = {}
   for group in group_leaves(operators, leaves):
@@ -112,7 +137,7 @@ def top_triplets(
       msg = f"method='svd' needs a matrix; {group.paths[0]!r} is {group.operator!r}."
       raise ValueError(msg)
     weights = [lax.stop_gradient(w) for w in weights]
-    run = functools.partial(_measure, method=method, tol=tol, key=key)
+    run = functools.partial(_measure, method=method, tol=tol, key=key, k=k)
     found |= measure_group(run, group, weights)
   return dict(sorted(found.items()))
 
@@ -187,15 +212,15 @@ def measure_group(
   return found
 
 
-@functools.partial(jax.jit, static_argnames=("group", "method", "tol"))
-def _measure(group: Group, weights, *, method: Method, tol: float | None, key):
+@functools.partial(jax.jit, static_argnames=("group", "method", "tol", "k"))
+def _measure(group: Group, weights, *, method: Method, tol: float | None, key, k: int | None):
   """Stacked triplets of the leaves of a group."""
   operator = group.operator
 
   def run(weights, key):
     def one(w):
-      found = SingularTriplet(*_measure_leaf(operator, w, method, tol, key))
-      return clean(found, group.n_batch - 1)
+      found = SingularTriplet(*_measure_leaf(operator, w, method, tol, key, k))
+      return clean(found, found.sigma.ndim)
 
     return map_weights(one, stack_weights(group, weights))
 
@@ -203,13 +228,14 @@ def _measure(group: Group, weights, *, method: Method, tol: float | None, key):
   return replicated_result(run, weights)(weights, key)
 
 
-def _measure_leaf(operator, w, method, tol, key) -> SingularTriplet:
+def _measure_leaf(operator, w, method, tol, key, k) -> SingularTriplet:
   if operator.has_closed_form:
     return SingularTriplet(*operator.closed_form(w))
   if method == "power_iteration":
     tol = 8 * float(jnp.finfo(triplet_dtype(w)).eps) if tol is None else tol
     return power_iteration(operator, w, tol=tol, key=key)
-  inner = _svd_slice if method == "svd" else functools.partial(lanczos_slice, tol=tol, key=key)
+  lanczos = functools.partial(lanczos_slice, tol=tol, key=key, k=k)
+  inner = functools.partial(_svd_slice, k=k) if method == "svd" else lanczos
   return over_slices(inner, operator, w)
 
 
@@ -227,38 +253,55 @@ def over_slices(fn: Callable[[LinearOperator, jax.Array], Any], operator: Linear
 
 
 def lanczos_slice(
-  operator: LinearOperator, w: jax.Array, *, tol: float | None, key: jax.Array
+  operator: LinearOperator,
+  w: jax.Array,
+  *,
+  tol: float | None,
+  key: jax.Array,
+  k: int | None = None,
 ) -> SingularTriplet:
   """Lanczos on flat vectors; empty operators have norm 0."""
   dtype = triplet_dtype(w)
   in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
   if 0 in (*in_shape, *out_shape, *w.shape):
-    return _empty(dtype, in_shape, out_shape)
+    return _empty(dtype, in_shape, out_shape, k)
   tol = 8 * float(jnp.finfo(dtype).eps) if tol is None else tol
-  start = random_unit(key, "lanczos", in_shape, 0, dtype).ravel()
-  triplet = golub_kahan_lanczos(
-    lambda x: operator.apply(w, x.reshape(in_shape)).ravel(),
-    lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel(),
-    start,
-    math.prod(out_shape),
-    tol=tol,
+  apply = lambda x: operator.apply(w, x.reshape(in_shape)).ravel()
+  adjoint = lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel()
+  n = math.prod(out_shape)
+  start = random_unit(key, "lanczos", (k or 1, math.prod(in_shape)), 1, dtype)
+  if k is None:
+    triplet = golub_kahan_lanczos(apply, adjoint, start[0], n, tol=tol)
+  else:
+    triplet = largest_triplets(apply, adjoint, start, n, tol=tol)
+  return _shaped(triplet, out_shape, in_shape)
+
+
+def _shaped(triplet, out_shape, in_shape) -> SingularTriplet:
+  """Flat vectors in the operator's shapes."""
+  n = triplet.sigma.shape
+  return triplet._replace(
+    u=triplet.u.reshape((*n, *out_shape)), v=triplet.v.reshape((*n, *in_shape))
   )
-  return triplet._replace(u=triplet.u.reshape(out_shape), v=triplet.v.reshape(in_shape))
 
 
-def _empty(dtype, in_shape, out_shape) -> SingularTriplet:
+def _empty(dtype, in_shape, out_shape, k) -> SingularTriplet:
   """The triplet of an operator without inputs or outputs."""
-  shapes = SingularTriplet((), out_shape, in_shape)
+  n = () if k is None else (k,)
+  shapes = SingularTriplet(n, (*n, *out_shape), (*n, *in_shape))
   return SingularTriplet(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
-def _svd_slice(operator, w) -> SingularTriplet:
+def _svd_slice(operator, w, k) -> SingularTriplet:
   """All singular values of the slice as a matrix, the reference."""
   matrix = operator.matrix(w.astype(triplet_dtype(w)))
   in_shape, out_shape = operator.input_shape(w.shape), operator.output_shape(w.shape)
   if 0 in w.shape:
-    return _empty(matrix.dtype, in_shape, out_shape)
+    return _empty(matrix.dtype, in_shape, out_shape, k)
   scale = nonzero(jnp.max(jnp.abs(matrix)))
   u, s, vh = jnp.linalg.svd(matrix / scale, full_matrices=False)
-  sigma = jnp.where(jnp.isfinite(matrix).all(), s[0] * scale, jnp.nan)
-  return SingularTriplet(sigma, u[:, 0].reshape(out_shape), vh[0].reshape(in_shape))
+  found = SingularTriplet(jnp.where(jnp.isfinite(matrix).all(), s * scale, jnp.nan), u.T, vh)
+  n_missing = max((k or 1) - s.size, 0)
+  pad = lambda x: jnp.pad(x[: k or 1], [(0, n_missing)] + [(0, 0)] * (x.ndim - 1))
+  found = jax.tree.map((lambda x: x[0]) if k is None else pad, found)
+  return _shaped(found, out_shape, in_shape)

@@ -197,7 +197,7 @@ def test_linen_reads_every_convolution_of_a_layer():
   model, x = linen_norm()(LinenBody()), normal(1, (2, 8, 8, 2))
   stats = model.init(KEY, x, update_stats=False)["batch_stats"]
   for i, (v, u) in enumerate(SHAPES):
-    assert stats[f"layer_instance/Conv_{i}/kernel/v"].shape == v
+    assert stats[f"layer_instance/Conv_{i}/kernel/v"].shape == (24, *v)
     assert stats[f"layer_instance/Conv_{i}/kernel/u"].shape == u
 
 
@@ -264,7 +264,7 @@ def test_linen_stacked_convolutions(lift):
   (kernel,) = (w for w in jax.tree.leaves(variables["params"]) if w.ndim == 4)
   (sigma,) = (s for name, s in variables["batch_stats"].items() if name.endswith("sigma"))
   truth = operator_sigma(Convolution((5,), batch_axes=(0,)), kernel)
-  np.testing.assert_allclose(sigma, truth, rtol=1e-4)
+  np.testing.assert_allclose(sigma[..., 0], truth, rtol=1e-4)
   _, new = model.apply(variables, x, update_stats=True, mutable=["batch_stats"])
   assert jax.tree.map(jnp.shape, new["batch_stats"]) == jax.tree.map(
     jnp.shape, variables["batch_stats"]
@@ -286,10 +286,8 @@ def cross_entropy(logits, labels):
 INPUTS = [*(shape for shape, _ in SHAPES), (128,)]
 
 
-# A rate that falls, as is usual: at a constant 1e-3 the norms were up to 20 % above the
-# target with these steps, because power iteration follows a thin gap of singular values.
-RATE = optax.cosine_decay_schedule(1e-3, 100)
-STEPS = 5
+# With one vector a layer the norms were 6 to 41 % above the target at this rate.
+RATE = 1e-3
 
 
 def check_norm(layer, shape, above):
@@ -299,7 +297,7 @@ def check_norm(layer, shape, above):
 
 
 def test_linen_cnn_keeps_every_norm():
-  model, (x, labels) = LinenCNN(linen_norm(n_steps=STEPS)), data()
+  model, (x, labels) = LinenCNN(linen_norm()), data()
   variables = model.init(KEY, x)
   tx = optax.adam(RATE)
 
@@ -314,11 +312,6 @@ def test_linen_cnn_keeps_every_norm():
     params = optax.apply_updates(variables["params"], updates)
     return {"params": params, **new}, state, value
 
-  state, values = tx.init(variables["params"]), []
-  for _ in range(100):
-    variables, state, value = step(variables, state)
-    values.append(float(value))
-  assert values[-1] < 0.9 * values[0]
   layers = [
     nn.Conv(6, (3, 3)),
     nn.Conv(8, (3, 3), strides=(2, 2)),
@@ -331,11 +324,13 @@ def test_linen_cnn_keeps_every_norm():
       own = {name: tree[f"SpectralNorm_{i}"] for name, tree in variables.items()}
       check_norm(lambda x: linen_norm()(layer).apply(own, x, update_stats=False), shape, above)
 
-  check(variables, 0.01)
-  forward = jax.jit(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"])[1])
-  for _ in range(30):  # the weights rest, and the vectors come closer
-    variables = variables | forward(variables)
-  check(variables, 0.01)
+  state, values = tx.init(variables["params"]), []
+  for i in range(100):
+    variables, state, value = step(variables, state)
+    values.append(float(value))
+    if i % 10 == 9:  # the weights have moved since the vectors
+      check(variables, 0.01)
+  assert values[-1] < 0.9 * values[0]
   y, new = model.apply(variables, x, mutable=True)
   assert_same(new, variables)
   np.testing.assert_array_equal(model.apply(variables, x), y)
@@ -343,9 +338,7 @@ def test_linen_cnn_keeps_every_norm():
 
 def test_nnx_cnn_keeps_every_norm():
   x, labels = data()
-  wrap = lambda layer, shape: nnx_norm(
-    layer, jax.ShapeDtypeStruct(shape, jnp.float32), n_steps=STEPS
-  )
+  wrap = lambda layer, shape: nnx_norm(layer, jax.ShapeDtypeStruct(shape, jnp.float32))
   model, traces = NnxCNN(nnx.Rngs(0), wrap), []
   optimizer = nnx.Optimizer(model, optax.adam(RATE), wrt=nnx.Param)
 
@@ -357,19 +350,17 @@ def test_nnx_cnn_keeps_every_norm():
     optimizer.update(model, gradients)
     return value
 
-  values = [float(step(model, optimizer)) for _ in range(100)]
-  assert values[-1] < 0.9 * values[0]
-  assert len(traces) == 1
-
   def check(above):
     for layer, shape in zip([*model.convs, model.head], INPUTS, strict=True):
       check_norm(lambda x: layer(x, update_stats=False), shape, above)
 
-  check(0.01)
-  forward = nnx.jit(lambda model: model(x))
-  for _ in range(30):
-    forward(model)
-  check(0.01)
+  values = []
+  for i in range(100):
+    values.append(float(step(model, optimizer)))
+    if i % 10 == 9:
+      check(0.01)
+  assert values[-1] < 0.9 * values[0]
+  assert len(traces) == 1
   for layer in (*model.convs, model.head):
     layer.remeasure()
   check(1e-4)
@@ -409,7 +400,7 @@ def test_nnx_checkpoint_keeps_shapes_and_values(tmp_path):
   state = nnx.state(other)
   nnx.replace_by_pure_dict(state, restored)
   nnx.update(other, state)
-  assert other.batch_stats["convs/1/kernel"]["v"].shape == (8, 8, 6)
+  assert other.batch_stats["convs/1/kernel"]["v"].shape == (24, 8, 8, 6)
   assert_same(copies(nnx.to_pure_dict(nnx.state(other))), copies(plain))
   x = normal(1, (2, 8, 8, 2), jnp.float32)
   np.testing.assert_array_equal(other(x), saved(x))

@@ -154,3 +154,89 @@ def test_a_step_of_gradient_descent_lowers_the_norm():
   w = jnp.asarray(with_spectrum(9, 6, 4, SPECTRUM), FLOAT)
   after = w - 0.1 * jax.grad(cold)(w, Dense())
   np.testing.assert_allclose(np.linalg.norm(np.asarray(after, np.float64), 2), 2.9, rtol=1e-5)
+
+
+def slope_of_gradient(operator, w, direction):
+  """The derivative of `svd_gradient` along a direction, by central differences in float64."""
+  w, direction, step = np.asarray(w, np.float64), np.asarray(direction, np.float64), 1e-5
+  with jax.enable_x64(True):
+    ends = [svd_gradient(operator, jnp.asarray(w + s * direction)) for s in (step, -step)]
+  return (ends[0] - ends[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("measure", [cold, warm, power])
+def test_second_derivatives_of_every_operator(name, measure):
+  """They were silently 0: u and v were constants."""
+  operator, w = leaf_of(name)
+  direction = normal(10, w.shape)
+  expected = slope_of_gradient(operator, w, direction)
+  gradient = jax.grad(lambda w: measure(w, operator))
+  found = jax.jit(lambda w, d: jax.jvp(gradient, (w,), (d,))[1])(w, direction)
+  tol = 1e-5 if X64 else 5e-3
+  np.testing.assert_allclose(found, expected, atol=tol * max(1, np.abs(expected).max()))
+
+
+SYMMETRIC = [[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]]
+
+
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
+def test_hessians_in_every_mode(inner, outer):
+  w = jnp.asarray(SYMMETRIC, FLOAT)
+  exact = jax.hessian(lambda w: jnp.linalg.svd(w, compute_uv=False)[0])(w)
+  assert float(exact.max()) == pytest.approx(0.2554, abs=1e-4)
+  found = outer(inner(cold))(w, Dense())
+  np.testing.assert_allclose(found, exact, atol=1e-5)
+  squared = outer(inner(lambda w: 0.5 * cold(w, Dense()) ** 2))(w)
+  assert float(squared.max()) == pytest.approx(1.5957, abs=1e-4)
+
+
+def test_third_derivatives():
+  w = jnp.asarray(SYMMETRIC, FLOAT)
+  third = lambda f: jax.jacfwd(jax.jacrev(jax.grad(f)))(w)
+  exact = third(lambda w: jnp.linalg.svd(w, compute_uv=False)[0])
+  np.testing.assert_allclose(third(lambda w: cold(w, Dense())), exact, atol=1e-5)
+
+
+def test_second_derivatives_of_linear_functions():
+  w = jnp.asarray(SYMMETRIC, FLOAT)
+  norm = lambda w: lipjax.operator_norm(lambda x: w @ x, jnp.zeros(3, FLOAT))
+  bound = lambda w: lipjax.operator_norm_bounds(lambda x: w @ x, jnp.zeros(3, FLOAT)).lower
+  expected = jax.hessian(cold)(w, Dense())
+  for measure in (norm, bound):
+    np.testing.assert_allclose(jax.hessian(measure)(w), expected, atol=1e-5)
+  both = jax.vmap(jax.hessian(norm))(jnp.stack([w, 2 * w]))
+  np.testing.assert_allclose(both, jnp.stack([expected, expected / 2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_second_derivatives_at_any_scale(scale):
+  w = jnp.asarray(SYMMETRIC, FLOAT)
+  expected = jax.hessian(cold)(w, Dense())
+  found = jax.hessian(cold)(w * scale, Dense()) * scale
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("w", [np.zeros((3, 3)), np.eye(3), np.ones((3, 2)), np.ones((1, 1))])
+def test_second_derivatives_are_finite_at_ties_and_at_zero(w):
+  found = jax.hessian(cold)(jnp.asarray(w, FLOAT), Dense())
+  assert np.isfinite(found).all()
+  assert w.any() or not found.any()
+
+
+@pytest.mark.parametrize("end", ["lower", "upper"])
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives_of_bounds(end, mode):
+  bound = lambda w: getattr(lipjax.spectral_norm_bounds({"w": w}, layout={"w": Dense()})["w"], end)
+  w = jnp.asarray(SYMMETRIC, FLOAT)
+  expected = jax.hessian(cold)(w, Dense())
+  np.testing.assert_allclose(mode(jax.jacrev(bound))(w), expected, atol=1e-4)
+
+
+def test_second_derivatives_of_bounds_of_convolutions():
+  operator, w = lipjax.Convolution((6, 6), padding="CIRCULAR"), normal(11, (3, 3, 2, 2))
+  layout, direction = {"w": operator}, normal(12, w.shape)
+  bound = lambda w: lipjax.spectral_norm_bounds({"w": w}, layout=layout)["w"].upper
+  along = lambda f: jax.jvp(jax.grad(f), (w,), (direction,))[1]
+  np.testing.assert_allclose(along(bound), along(lambda w: cold(w, operator)), atol=1e-4)
