@@ -69,10 +69,10 @@ def start(params: Any, capped: bool) -> Network:
 
 
 def train_step(cap: jax.Array | None, network: Network, batch: Split) -> Network:
-  """One step of SGD; the vectors take one power step."""
+  """One step of SGD; the vectors follow."""
   params, opt_state, vectors = network
   if cap is not None:
-    _, vectors = lipjax.update_singular_vectors(params, vectors)
+    vectors = lipjax.update_singular_vectors(params, vectors)
   gradients = jax.grad(lambda params: loss(weights_of(params, vectors, cap), batch))(params)
   updates, opt_state = _sgd().update(gradients, opt_state)
   return Network(optax.apply_updates(params, updates), opt_state, vectors)

@@ -70,7 +70,7 @@ def train_step(method: Method, state: Critic, batch: Batch) -> Critic:
   """One step of Adam."""
   params, opt_state, vectors = state
   if method.normalized:
-    _, vectors = lipjax.update_singular_vectors(params, vectors)
+    vectors = lipjax.update_singular_vectors(params, vectors)
 
   def loss(params):
     weights = weights_of(method, params, vectors)

@@ -28,11 +28,11 @@ CRITIC_STEPS = 5
 
 
 class Critic(NamedTuple):
-  """A critic in training; `vectors` are empty but for spectral normalization."""
+  """A critic in training; `vectors` are None but for spectral normalization."""
 
   params: Params
   opt_state: Any
-  vectors: dict[str, lipjax.SingularTriplet]
+  vectors: lipjax.SingularVectors | None
 
 
 class Generator(NamedTuple):
@@ -52,7 +52,7 @@ class State(NamedTuple):
 def start_critic(method: Method, params: Params) -> Critic:
   """A critic before its first step, its singular vectors converged."""
   start = lambda: lipjax.init_singular_vectors(params, start="converged")
-  return Critic(params, method.optimizer.init(params), start() if method.normalizes else {})
+  return Critic(params, method.optimizer.init(params), start() if method.normalizes else None)
 
 
 def effective(method: Method, critic: Critic) -> Params:
@@ -80,7 +80,7 @@ def critic_step(
   if method.normalizes:
     # After the params, not before: the generator's step and the next of the critic then both
     # see vectors of the params as they are, where they would lag by an update of Adam.
-    _, vectors = lipjax.update_singular_vectors(params, vectors, n_steps=method.power_steps)
+    vectors = lipjax.update_singular_vectors(params, vectors, n_steps=method.power_steps)
   return Critic(params, opt_state, vectors)
 
 

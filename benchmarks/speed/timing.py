@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,13 +29,23 @@ class Case:
   compile_s: float
 
 
-def compile_case(fn: Callable[..., Any], carry: Any, *constants: Any, donate: bool = False) -> Case:
-  """Traces and compiles ``fn(carry, *constants)``, timing that apart from running it."""
+def compile_case(
+  fn: Callable[..., Any],
+  carry: Any,
+  *constants: Any,
+  turns: Sequence[Any] = (),
+  donate: bool = False,
+) -> Case:
+  """Traces and compiles ``fn(carry, *constants)``, timing that apart from running it.
+
+  Calls take one argument more out of `turns`, in turn, where there are any.
+  """
   begin = time.perf_counter()
   jitted = jax.jit(fn, donate_argnums=(0,) if donate else ())
-  compiled = jitted.lower(carry, *constants).compile()
+  compiled = jitted.lower(carry, *constants, *turns[:1]).compile()
   seconds = time.perf_counter() - begin
-  return Case(lambda carry: compiled(carry, *constants), carry, seconds)
+  more = itertools.cycle([(x,) for x in turns] or [()])
+  return Case(lambda carry: compiled(carry, *constants, *next(more)), carry, seconds)
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import lipjax
 from benchmarks.speed.timing import Case, compare, compile_case
 from benchmarks.speed.trees import make_tree
 
+#: Trees of gradients, taken in turn.
+N_GRADIENTS = 4
 #: Blocks of ten steps: enough for the quartiles to settle on two cores.
 BLOCKS = {"tiny": 100, "mlp": 60, "transformer": 20}
 
@@ -24,6 +27,7 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
     "adamw": adamw(),
     "adamw_again": adamw(),
     "spectral_decay": optax.chain(decay(0.01), adamw()),
+    "spectral_decay_every_1": optax.chain(decay(0.01, every=1), adamw()),
     "spectral_decay_every_10": optax.chain(decay(0.01, every=10), adamw()),
     "naive_per_leaf": optax.chain(naive_spectral_decay(0.01), adamw()),
     "one_extra_read": optax.chain(extra_reads(1), adamw()),
@@ -32,6 +36,8 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
   params = make_tree(tree)
   cases = {name: _step(chain, params) for name, chain in chains.items()}
   rows = compare(cases, baseline="adamw", blocks=blocks or BLOCKS[tree], steps=10, keep_carry=True)
+  for name, case in cases.items():
+    rows[name] |= _pace(case.carry[1])
   leaves = jax.tree.leaves(params)
   return {
     "benchmark": "update",
@@ -43,8 +49,12 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
 
 
 def _step(chain: optax.GradientTransformation, params: Any) -> Case:
-  """A jitted update with params and state donated, as a training loop runs it."""
-  gradients = jax.tree.map(lambda w: 1e-2 * w, params)
+  """A jitted update with params and state donated, as a training loop runs it.
+
+  Gradients are noise, another tree every step: Adam turns one and the same into a march of
+  every weight by 2 % an update, after which no norm is what it was.
+  """
+  gradients = [_noise(params, seed) for seed in range(N_GRADIENTS)]
   params = jax.tree.map(jnp.copy, params)
 
   def step(carry, gradients):
@@ -52,7 +62,34 @@ def _step(chain: optax.GradientTransformation, params: Any) -> Case:
     updates, state = chain.update(gradients, state, params)
     return optax.apply_updates(params, updates), state
 
-  return compile_case(step, (params, chain.init(params)), gradients, donate=True)
+  return compile_case(step, (params, chain.init(params)), turns=gradients, donate=True)
+
+
+@functools.cache
+def _noise_like(struct: Any, seed: int) -> Any:
+  shapes, treedef = struct
+  keys = jax.random.split(jax.random.key(seed), len(shapes))
+  leaves = [1e-2 * jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def _noise(params: Any, seed: int) -> Any:
+  """Random gradients, the same ones for every case."""
+  leaves, treedef = jax.tree.flatten(params)
+  return _noise_like((tuple(leaf.shape for leaf in leaves), treedef), seed)
+
+
+def _pace(state: Any) -> dict[str, float]:
+  """Steps of block power iteration an update, and updates from one refresh to the next."""
+  is_ours = lambda node: isinstance(node, lipjax.SpectralDecayState)
+  ours = [node for node in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(node)]
+  if not ours:
+    return {}
+  (found,) = ours
+  return {
+    "steps_per_update": float(found.vectors.steps) / float(found.count),
+    "last_interval": float(found.pace.interval),
+  }
 
 
 def naive_spectral_decay(strength: float) -> optax.GradientTransformation:

@@ -61,7 +61,7 @@ def keep_params_in_spectral_ball(
 
     optax.chain(optax.adam(1e-3), lipjax.keep_params_in_spectral_ball(1.0))
 
-  Guarantee, after `optax.apply_updates` and where the params were inside before (from far
+  Guarantee: after `optax.apply_updates`, and where the params were inside before (from far
   outside, the first update is off by up to :math:`\epsilon` times their norm), with
   :math:`r` the smaller dimension and :math:`\epsilon` of the params' dtype:
 
@@ -136,8 +136,8 @@ def keep_params_in_spectral_ball(
       projected = map_leaves(BY_WEIGHT[method], operators, candidates, value)
     else:
       check_vectors(vectors, groups, name, k)
-      # The error of the norm is an estimate, right within a factor of three.
-      until = None if tol is None else tol / 4
+      # The error of the norm is an estimate: weights that jump take more of a margin.
+      until = None if tol is None else tol / 2
       vectors, _ = refresh(groups, candidates, vectors, n_steps=n_steps, tol=until)
       triplets = {}
       for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):

@@ -51,9 +51,10 @@ def default_k(operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]
     )
 
   moving = {path: op for path, op in operators.items() if not op.has_closed_form}
+  if any(op.has_probes for op in moving.values()):
+    return CONVOLUTIONS
   largest = max((size(op, leaves[path].shape) for path, op in moving.items()), default=0)
-  most = CONVOLUTIONS if any(op.has_probes for op in moving.values()) else MOST
-  return min(max(largest // SIZE_OF_ONE, FEWEST), most)
+  return min(max(largest // SIZE_OF_ONE, FEWEST), MOST)
 
 
 def check_k(k: Any) -> None:

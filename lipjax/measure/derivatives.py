@@ -54,7 +54,7 @@ def differentiable_norm(
   the other singular values make of it. A zero operator, with zero vectors, has derivative 0.
 
   Args:
-    apply: of weights and an array shaped as ``triplet.v``, linear in both.
+    apply: of weights and an array shaped as ``triplet.v``, linear in the latter.
     adjoint: the adjoint, of weights and an array shaped as ``triplet.u``.
     weights: a pytree of arrays.
     triplet: what was measured; the axes of its sigma are batch axes, first in u and v.
@@ -69,9 +69,12 @@ def differentiable_norm(
 
   @sigma_of.defjvp
   def _(primals, tangents):
-    weights, triplet = primals
-    along = lambda slope, u, v: _dot(u, apply(slope, v), n_batch)
-    slope = replicated_result(along, weights)(tangents[0], *vectors_of(weights, triplet))
+    weights, _ = primals
+
+    def along(weights, slope, u, v):
+      return _dot(u, _moved(apply, weights, slope, v), n_batch)
+
+    slope = replicated_result(along, weights)(weights, tangents[0], *vectors_of(*primals))
     return sigma_of(*primals), slope
 
   @jax.custom_jvp
@@ -105,8 +108,8 @@ def _vector_slopes(
   along = lambda x, unit: x - _spread(_dot(x, unit, n_batch), x) * unit
   forward = lambda x: inverse(apply(weights, x))
   backward = lambda y: inverse(adjoint(weights, y))
-  p = along(inverse(apply(slope, v)), u)
-  q = along(inverse(adjoint(slope, u)), v)
+  p = along(inverse(_moved(apply, weights, slope, v)), u)
+  q = along(inverse(_moved(adjoint, weights, slope, u)), v)
 
   def system(x):
     return x - along(backward(forward(along(x, v))), v)
@@ -119,6 +122,11 @@ def _vector_slopes(
 
   dv = lax.custom_linear_solve(system, along(q + backward(p), v), solve, symmetric=True)
   return along(p + forward(dv), u), dv
+
+
+def _moved(product: Product, weights: Any, slope: Any, x: jax.Array) -> jax.Array:
+  """The derivative of a product as the weights move by `slope`."""
+  return jax.jvp(lambda weights: product(weights, x), (weights,), (slope,))[1]
 
 
 def _conjugate_gradients(

@@ -97,15 +97,20 @@ def largest_triplets(
   are found as often as they are there.
   """
 
-  def find(right, start_and_index):
+  def find(carry, start_and_index):
+    right, largest = carry
     start, i = start_and_index
     off = lambda x: x - (right @ x) @ right
     found = golub_kahan_lanczos(
       lambda x: apply(off(x)), lambda y: off(adjoint(y)), off(start), output_size, tol=tol
     )
-    return right.at[i].set(found.v), found
+    largest = jnp.maximum(largest, found.sigma)
+    # Where nothing but rounding is left, the vector is none to project by.
+    is_found = found.sigma > 64 * jnp.finfo(start.dtype).eps * largest
+    return (right.at[i].set(jnp.where(is_found, found.v, 0)), largest), found
 
-  return lax.scan(find, jnp.zeros_like(starts), (starts, jnp.arange(len(starts))))[1]
+  start = (jnp.zeros_like(starts), jnp.zeros((), starts.dtype))
+  return lax.scan(find, start, (starts, jnp.arange(len(starts))))[1]
 
 
 def krylov_triplet(

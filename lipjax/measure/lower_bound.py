@@ -51,7 +51,8 @@ def norm_at(operator: LinearOperator, w: jax.Array, v: jax.Array) -> jax.Array:
   def add(carry, part):
     y, magnitude = carry
     x = jnp.where(part_of == part, v, 0)
-    more = operator.apply(w, x), operator.apply(jnp.abs(w), jnp.abs(x))
+    product = operator.apply_by_products
+    more = product(w, x), product(jnp.abs(w), jnp.abs(x))
     return (y + more[0], magnitude + more[1]), None
 
   zero = jnp.zeros(operator.output_shape(w.shape), v.dtype)

@@ -58,7 +58,7 @@ def read_singular_values(state: Any) -> dict[str, jax.Array]:
     >>> params = {"kernel": jnp.diag(jnp.array([3.0, 2.0, 1.0]))}
     >>> vectors = lipjax.init_singular_vectors(params, k=2)
     >>> vectors = lipjax.update_singular_vectors(params, vectors, n_steps=20)
-    >>> lipjax.read_singular_values(vectors)["kernel"].round(3).tolist()
+    >>> [round(float(sigma), 3) for sigma in lipjax.read_singular_values(vectors)["kernel"]]
     [3.0, 2.0]
   """
   is_ours = lambda node: isinstance(node, SingularVectors)

@@ -4,7 +4,9 @@ Everything here rests on the standard model: a sum of products of :math:`n` term
 order and with or without fused multiply-adds, is off by at most :math:`\gamma_n` times the
 same sum of magnitudes, :math:`\gamma_n = nu/(1-nu)` with :math:`u` the unit roundoff
 (Higham 2002, section 3.1). IEEE arithmetic keeps it, on CPUs and GPUs, at
-``precision="highest"``; algorithms of Strassen's kind would not, and XLA has none.
+``precision="highest"``. Algorithms of Strassen's kind would not: for products of matrices XLA
+has none, but a GPU's convolutions may run by Winograd's, so that no bound of a norm rests on
+a convolution there (`LinearOperator.apply_by_products`).
 """
 
 from __future__ import annotations

@@ -38,9 +38,10 @@ LOST = 1e-3
 #: The largest ratio of squared singular values that is told from 1.
 NEAR_ONE = 0.998
 
-#: By how much the error of operators with probes is taken to be larger than it seems: their
-#: singular values come in clusters, of which as much lies outside a block as in it.
-CLUSTERED = 4.0
+#: By how much errors are taken to be larger than they seem, as the estimate is at times half
+#: of the truth. More for operators with probes: their singular values come in clusters, of
+#: which as much lies outside a block as in it.
+SAFETY, CLUSTERED = 2.0, 4.0
 
 
 class Step(NamedTuple):
@@ -123,7 +124,7 @@ def subspace_step(
 
 def _margins(probes: Sequence[Probe | None], v: Rows) -> np.ndarray:
   """What each operator's error is multiplied by."""
-  margins = [1.0 if probe is None else CLUSTERED for probe in probes]
+  margins = [SAFETY if probe is None else CLUSTERED for probe in probes]
   return np.repeat(np.float32(margins), [x.shape[0] for x in v])
 
 

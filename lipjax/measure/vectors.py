@@ -53,6 +53,8 @@ def pack_vectors(
 
 def unpack_vectors(vectors: SingularVectors, groups: list[Group]) -> list[SingularBlock]:
   """The stacked blocks of groups, of a state that was checked to be theirs."""
+  if not groups:
+    return []
   n = sum(group.n_slices for group in groups)
   return unpack(groups, SingularBlock(*vectors[:3]), vectors.sigma.shape[-1] // max(n, 1))
 

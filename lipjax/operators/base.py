@@ -52,6 +52,10 @@ class LinearOperator(abc.ABC):
   def adjoint(self, w: jax.Array, y: jax.Array) -> jax.Array:
     r"""The adjoint: :math:`\langle y, B(w, x)\rangle = \langle B(w)^T y, x\rangle`."""
 
+  def apply_by_products(self, w: jax.Array, x: jax.Array) -> jax.Array:
+    """`apply` as sums of products, which the standard model of rounding holds for."""
+    return self.apply(w, x)
+
   @abc.abstractmethod
   def weight_gradient(self, shape: tuple[int, ...], x: jax.Array, y: jax.Array) -> jax.Array:
     r"""The gradient in `w` of :math:`\langle y, B(w, x)\rangle`, in the leaf's shape."""

@@ -288,6 +288,37 @@ class Convolution(LinearOperator):
       fn = jax.vmap(fn, in_axes=(axis, place), out_axes=place)
     return fn(w, x)
 
+  def apply_by_products(self, w: jax.Array, x: jax.Array) -> jax.Array:
+    # Off the CPU a convolution may run by an algorithm of Winograd's kind.
+    by_taps = functools.partial(self._over_stack, self._sum_of_taps)
+    return lax.platform_dependent(w, x, cpu=self.apply, default=by_taps)
+
+  def _sum_of_taps(self, w: jax.Array, x: jax.Array) -> jax.Array:
+    """The convolution of one slice, a matrix product for every tap."""
+    dtype = compute_dtype(w.dtype)
+    kernel, x = self.kernel(w.astype(dtype)), x.astype(dtype)
+    windows, groups = self.windows(w.shape), self.feature_group_count
+    taps, (c_in, c_out) = kernel.shape[:-2], kernel.shape[-2:]
+    total = jnp.zeros(self.output_shape(w.shape), dtype)
+    if 0 in (*x.shape, *kernel.shape, *total.shape):
+      return total
+    x = x.reshape((*x.shape[:-1], groups, c_in))
+    kernel = kernel.reshape((math.prod(taps), c_in, groups, c_out // groups))
+    index = np.unravel_index(np.arange(math.prod(taps)), taps)
+    reads = [window.reads().T[i] for window, i in zip(windows, index, strict=True)]
+    # A place outside reads the fill value: a negative index would count from the end.
+    reads = [np.where(r < 0, size, r) for r, size in zip(reads, x.shape, strict=False)]
+
+    def add(total, tap):
+      kernel, places = tap
+      y = x
+      for axis, place in enumerate(places):
+        y = jnp.take(y, place, axis, mode="fill", fill_value=0)
+      y = jnp.einsum("...gc,cgo->...go", y, kernel, precision=lax.Precision.HIGHEST)
+      return total + y.reshape(total.shape), None
+
+    return lax.scan(add, total, (kernel, reads))[0]
+
   def _convolve(self, w: jax.Array, x: jax.Array) -> jax.Array:
     """The convolution of one slice, in float32 or wider at full precision."""
     dtype = compute_dtype(w.dtype)

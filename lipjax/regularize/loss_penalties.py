@@ -35,8 +35,9 @@ def spectral_penalty(
 
   :math:`\frac12\sum\sigma^2` (``squared``), :math:`\sum\sigma` (``norm``),
   :math:`\frac12\sum(\sigma-\tau)_+^2` (``hinge``) or :math:`\sum(\sigma^p-1)^2`
-  (``power``), over all operators and all slices of stacked ones. Times :math:`\lambda`, its gradient is what `add_spectral_decay`
-  adds to the updates, which is cheaper: it needs no backward pass.
+  (``power``), over all operators and all slices of stacked ones. Times :math:`\lambda`, its
+  gradient is what `add_spectral_decay` adds to the updates, which is cheaper: it needs no
+  backward pass.
 
   Guarantee: an estimate from below, as the norms are.
 

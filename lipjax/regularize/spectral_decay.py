@@ -64,14 +64,15 @@ def add_spectral_decay(
   With :math:`\lambda` the strength and :math:`\sigma, u, v` each operator's top
   singular triplet, which warm-started block power iteration follows from update to update:
 
-  ===========  ==========================================  ================================
+  ===========  ==========================================  =====================================
   `penalty`    objective added                             added to the update of ``w``
-  ===========  ==========================================  ================================
+  ===========  ==========================================  =====================================
   ``squared``  :math:`\frac\lambda2\sum\sigma^2`           :math:`\lambda\sigma u v^T`
   ``norm``     :math:`\lambda\sum\sigma`                   :math:`\lambda u v^T`
   ``hinge``    :math:`\frac\lambda2\sum(\sigma-\tau)_+^2`  :math:`\lambda(\sigma-\tau)_+u v^T`
-  ``power``    :math:`\lambda\sum(\sigma^p-1)^2`            :math:`2\lambda p(\sigma^p-1)\sigma^{p-1}u v^T`
-  ===========  ==========================================  ================================
+  ``power``    :math:`\lambda\sum(\sigma^p-1)^2`           :math:`2p\lambda(\sigma^{2p-1} -
+                                                           \sigma^{p-1})\,u v^T`
+  ===========  ==========================================  =====================================
 
   The loss is unchanged. Where it stands in a chain decides what it means:
 

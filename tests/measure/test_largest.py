@@ -25,7 +25,7 @@ def exact_values(name, w):
   w = np.asarray(w, np.float64)
   if name == "diagonal":
     return np.sort(np.abs(w))[::-1]
-  matrix = dense_convolution(STRIDED, w) if name == "convolution" else w
+  matrix = dense_convolution(STRIDED, w)[0] if name == "convolution" else w
   return np.linalg.svd(matrix, compute_uv=False)
 
 

@@ -305,7 +305,7 @@ def test_vectors_of_other_params_raise():
   ):
     with pytest.raises(ValueError, match=r"'kernel': '6x4'.*'a/kernel': '6x4'"):
       consumer({"a": {"kernel": jnp.ones((6, 4))}}, vectors)
-    with pytest.raises(ValueError, match="6x4.*5x3"):
+    with pytest.raises(ValueError, match=r"6x4.*5x3"):
       consumer({"kernel": jnp.ones((5, 3))}, vectors)
     # What users have passed by mistake: a strength, and vectors of an older version.
     with pytest.raises(ValueError, match=r"float 1\.0 where singular vectors belong"):
@@ -314,7 +314,7 @@ def test_vectors_of_other_params_raise():
     with pytest.raises(ValueError, match=r"dictionary.*lipjax\.SingularVectors.*anew"):
       consumer({"kernel": jnp.ones((6, 4))}, old)
     short = vectors._replace(u=vectors.u[:3])
-    with pytest.raises(ValueError, match="lengths.*anew"):
+    with pytest.raises(ValueError, match=r"lengths.*anew"):
       consumer({"kernel": jnp.ones((6, 4))}, short)
   with pytest.raises(ValueError, match="n_steps is 0"):
     lipjax.update_singular_vectors({"kernel": jnp.ones((6, 4))}, vectors, n_steps=0)
