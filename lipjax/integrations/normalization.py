@@ -63,7 +63,11 @@ def measure(
 
 
 def advance(
-  params: Any, vectors: Vectors, operators: Mapping[str, LinearOperator], n_steps: int, tol: float
+  params: Any,
+  vectors: Vectors,
+  operators: Mapping[str, LinearOperator],
+  n_steps: int,
+  tol: float | None,
 ) -> Vectors:
   """The vectors after at least `n_steps` steps, and as many as the tolerance takes."""
   leaves = float_leaves(params)

@@ -70,7 +70,7 @@ def refresh(
   weights, arrays = lax.stop_gradient((weights, vectors[:-1]))
   tol = jnp.inf if tol is None else tol
   *arrays, progress = _refresh(tuple(groups), weights, arrays, n_steps, tol, due)
-  return SingularVectors(*arrays, vectors.paths), progress
+  return SingularVectors(*arrays, paths=vectors.paths), progress
 
 
 @functools.partial(jax.jit, static_argnames="groups")
@@ -78,7 +78,7 @@ def _refresh(groups, weights, arrays, n_steps, tol, due):
   """`refresh` on arrays, compiled once for a tree when called outside jit."""
 
   def steps(arrays, weights, n_steps, tol):
-    vectors = SingularVectors(*arrays, None)
+    vectors = SingularVectors(*arrays, paths=None)
     members = list(zip(groups, weights, unpack_vectors(vectors, groups), strict=True))
     moving = [member for member in members if not member[0].operator.has_closed_form]
     moved, count, progress = _iterate(moving, n_steps, tol)
@@ -116,7 +116,7 @@ def best_vectors(
 def _best(groups, weights, arrays) -> list[jax.Array]:
 
   def run(weights, arrays):
-    blocks = unpack_vectors(SingularVectors(*arrays, None), groups)
+    blocks = unpack_vectors(SingularVectors(*arrays, paths=None), groups)
     members = list(zip(groups, weights, blocks, strict=True))
     moving = [m for m in members if not m[0].operator.has_closed_form]
     rest = iter(_best_of_span(moving))
@@ -205,7 +205,7 @@ def _afresh(
   rows = []
   for x, lost, first in zip(*columns, strict=True):
     is_fresh = lost[:, None] & (np.arange(2 * k) >= first[:, None])
-    rows.append(jnp.where(is_fresh[..., None], fixed_rows(*x.shape[1:], x.dtype), x))
+    rows.append(jnp.where(is_fresh[..., None], fixed_rows(*x.shape[1:], dtype=x.dtype), x))
   return jnp.where((were_replaced & mixes_little)[:, None], 0, sigma), rows
 
 

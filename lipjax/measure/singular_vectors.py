@@ -82,7 +82,7 @@ def init_singular_vectors(
   k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
   vectors = _random_vectors(tuple(groups), k, key)
-  vectors = SingularVectors(*vectors, path_index(groups))
+  vectors = SingularVectors(*vectors, paths=path_index(groups))
   if start == "random":
     return vectors
   _check_arrays(leaves)

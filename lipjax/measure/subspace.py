@@ -125,7 +125,7 @@ def subspace_step(
 def _margins(probes: Sequence[Probe | None], v: Rows) -> np.ndarray:
   """What each operator's error is multiplied by."""
   margins = [SAFETY if probe is None else CLUSTERED for probe in probes]
-  return np.repeat(np.float32(margins), [x.shape[0] for x in v])
+  return np.repeat(np.asarray(margins, np.float32), [x.shape[0] for x in v])
 
 
 def top_vectors(apply: Callable[[Rows], Rows], v: Rows) -> Rows:
@@ -229,7 +229,7 @@ def _unit(rows: Rows, length: jax.Array, good: jax.Array) -> Rows:
     jnp.where(
       is_good[..., None],
       x / nonzero(by.astype(x.dtype))[..., None],
-      fixed_rows(*x.shape[1:], x.dtype),
+      fixed_rows(*x.shape[1:], dtype=x.dtype),
     )
     for x, by, is_good in zip(rows, _split(length, rows), _split(good, rows), strict=True)
   ]

@@ -70,7 +70,7 @@ def init_tracked(
     # optax.tree.map_params matches its mapping against the state of a placeholder; a
     # leaf in place of the paths makes it pass them over whole.
     return vectors._replace(paths=0 if type(params).__name__ == "_ParamsPlaceholder" else {})
-  return SingularVectors(*replicated_like(leaves, vectors[:-1]), vectors.paths)
+  return SingularVectors(*replicated_like(leaves, vectors[:-1]), paths=vectors.paths)
 
 
 def top_triplets_of(vectors: SingularVectors, groups: list[Group]) -> list[SingularTriplet]:

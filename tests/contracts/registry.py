@@ -259,6 +259,16 @@ def assert_close(actual, expected, n_eps=64):
     np.testing.assert_allclose(a, e, rtol=0, atol=n_eps * eps * max(np.abs(e).max(initial=0), 1))
 
 
+def norms_for_vectors(tree):
+  """`tree` with the norms alone of what is tracked.
+
+  The lower singular vectors of a random matrix hang on the last bit of its entries.
+  """
+  is_ours = lambda node: isinstance(node, lipjax.SingularVectors)
+  read = lambda node: lipjax.read_spectral_norms(node) if is_ours(node) else node
+  return jax.tree.map(read, tree, is_leaf=is_ours)
+
+
 def types(tree):
   """Each leaf's `jax.typeof`: shape, dtype, weak type and sharding."""
   return jax.tree.map(jax.typeof, tree)
