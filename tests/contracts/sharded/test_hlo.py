@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contracts.registry import CASES, assert_close, norms_for_vectors, normal, updates_like
+from contracts.registry import CASES, assert_close, normal, norms_for_vectors, updates_like
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 

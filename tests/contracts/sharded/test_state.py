@@ -7,8 +7,8 @@ import optax
 import pytest
 from contracts.registry import (
   assert_close,
-  norms_for_vectors,
   normal,
+  norms_for_vectors,
   run,
   types,
   updates_like,
