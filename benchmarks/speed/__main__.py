@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import certify, convolutions, norms, spectral_norm, update
+from benchmarks.speed import certify, convolutions, gpu, norms, spectral_norm, update
 from benchmarks.speed.timing import environment
 from benchmarks.speed.trees import SHAPES
 
@@ -24,11 +24,14 @@ def main() -> None:
     sub.add_argument("--blocks", type=int, help="samples of each case")
   convolutions.add_arguments(what.add_parser("convolutions"))
   certify.add_arguments(what.add_parser("certify"))
+  accelerator = what.add_parser("gpu", help="all that is claimed about accelerators")
+  accelerator.add_argument("--quick", action="store_true", help="toy sizes, without tests")
   for sub in what.choices.values():
     sub.add_argument("--out", type=Path, help="write the JSON here")
   args = parser.parse_args()
   env = environment()
-  results = {"convolutions": _convolutions, "certify": _certify}.get(args.benchmark, _sizes)(args)
+  special = {"convolutions": _convolutions, "certify": _certify, "gpu": _gpu}
+  results = special.get(args.benchmark, _sizes)(args)
   text = json.dumps({"environment": env, "results": results}, indent=1)
   if args.out:
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +51,12 @@ def _certify(args: argparse.Namespace) -> list[dict]:
   result = certify.run(args.networks, args.limit)
   certify.show(result)
   return [result]
+
+
+def _gpu(args: argparse.Namespace) -> list[dict]:
+  if not args.quick and args.out is None:
+    args.out = Path("benchmarks/results") / f"gpu_{gpu.card()}.json"
+  return [gpu.run(quick=args.quick, tests=not args.quick)]
 
 
 def _sizes(args: argparse.Namespace) -> list[dict]:

@@ -34,10 +34,10 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
     "two_extra_reads": optax.chain(extra_reads(2), adamw()),
   }
   params = make_tree(tree)
-  cases = {name: _step(chain, params) for name, chain in chains.items()}
+  cases = {name: update_case(chain, params) for name, chain in chains.items()}
   rows = compare(cases, baseline="adamw", blocks=blocks or BLOCKS[tree], steps=10, keep_carry=True)
   for name, case in cases.items():
-    rows[name] |= _pace(case.carry[1])
+    rows[name] |= pace_of(case.carry[1])
   leaves = jax.tree.leaves(params)
   return {
     "benchmark": "update",
@@ -48,7 +48,7 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
   }
 
 
-def _step(chain: optax.GradientTransformation, params: Any) -> Case:
+def update_case(chain: optax.GradientTransformation, params: Any) -> Case:
   """A jitted update with params and state donated, as a training loop runs it.
 
   Gradients are noise, another tree every step: Adam turns one and the same into a march of
@@ -79,7 +79,7 @@ def _noise(params: Any, seed: int) -> Any:
   return _noise_like((tuple(leaf.shape for leaf in leaves), treedef), seed)
 
 
-def _pace(state: Any) -> dict[str, float]:
+def pace_of(state: Any) -> dict[str, float]:
   """Steps of block power iteration an update, and updates from one refresh to the next."""
   is_ours = lambda node: isinstance(node, lipjax.SpectralDecayState)
   ours = [node for node in jax.tree.leaves(state, is_leaf=is_ours) if is_ours(node)]

@@ -112,7 +112,9 @@ def add_spectral_decay(
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
     every: refresh sigma, u and v at every that many updates; when they are due, as said
-      above, when None. The penalty acts at every update with the latest ones.
+      above, when None. The penalty acts at every update with the latest ones: one so strong
+      that it overshoots by that (:math:`\lambda` times its slope's slope above 1) is better
+      off with 1.
     tol: relative error of sigma at which a refresh ends; None for `n_steps` and no more.
     n_steps: steps of a refresh at least.
     k: singular values of each operator that are followed, which `read_singular_values`

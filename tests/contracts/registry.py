@@ -136,6 +136,8 @@ _box = lambda w: np.clip(w, -0.5, 0.5)
 _squared = _first_singular_value(lambda s: s / 1.1)
 _norm = _first_singular_value(lambda s: s - 0.1)
 _hinge = _first_singular_value(lambda s: (s + 0.1 * 0.5) / 1.1)
+#: The root of s + 0.4 s (s² − 1) = the target's.
+_power = _first_singular_value(lambda s: np.roots([0.4, 0, 0.6, -s])[-1].real)
 
 
 def _ball(name, factory, proximal, *, gathers=False, variant=False, **kwargs):
@@ -151,6 +153,9 @@ CASES = (
          variant=True),
     Case("spectral_hinge", lipjax.add_spectral_decay, _hinge,
          {"strength": 0.1, "penalty": "hinge", "target": 0.5}, variant=True),
+    Case("spectral_power", lipjax.add_spectral_decay, _power,
+         # Strong enough that a norm of some updates ago overshoots, within the tolerance.
+         {"strength": 0.1, "penalty": "power", "every": 1}, variant=True),
     Case("spectral_every3", lipjax.add_spectral_decay, _squared,
          {"strength": 0.1, "every": 3, "n_steps": 2}, variant=True),
     Case("l1", lipjax.add_l1_decay, _soft_threshold, {"strength": 0.1},
