@@ -185,10 +185,9 @@ class SpectralNorm(nn.Module):
       for path, operator in operators.items()
       if self.mode == "gain"
     }
-    advanced = update_stats and not self.is_initializing()
     normalized = normalize(
       raw,
-      top_vectors(raw, vectors, operators, were_advanced=advanced),
+      top_vectors(raw, vectors, operators, were_advanced=update_stats or self.is_initializing()),
       operators,
       target=self.target,
       mode=self.mode,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -14,7 +15,7 @@ from lipjax.measure.block import SingularBlock
 from lipjax.measure.groups import group_leaves
 from lipjax.measure.norms import top_triplets
 from lipjax.measure.refresh import best_vectors, refresh
-from lipjax.measure.singular_vectors import init_singular_vectors
+from lipjax.measure.singular_vectors import converged_blocks
 from lipjax.measure.vectors import pack_by_path, unpack_by_path
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.paths import float_leaves, map_float_leaves
@@ -58,8 +59,7 @@ def measure(
   key: jax.Array | None = None,
 ) -> Vectors:
   """Converged vectors, so that evaluation is right before any training step."""
-  vectors = init_singular_vectors(params, k=k, layout=operators, start="converged", key=key)
-  return unpack_by_path(vectors, group_leaves(operators, float_leaves(params)))
+  return converged_blocks(operators, float_leaves(params), k, key)
 
 
 def advance(
@@ -70,11 +70,28 @@ def advance(
   tol: float | None,
 ) -> Vectors:
   """The vectors after at least `n_steps` steps, and as many as the tolerance takes."""
-  leaves = float_leaves(params)
-  groups = group_leaves(operators, leaves)
+  groups, weights = _groups(params, operators)
+  return _advance(groups, weights, vectors, n_steps, jnp.inf if tol is None else tol)
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def _advance(groups, weights, vectors, n_steps, tol) -> Vectors:
   packed = pack_by_path(groups, vectors, jnp.zeros((), jnp.int32))
-  packed, _ = refresh(groups, leaves, packed, n_steps=n_steps, tol=tol)
+  packed, _ = refresh(groups, weights, packed, n_steps=n_steps, tol=tol)
   return unpack_by_path(packed, groups)
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def _best(groups, weights, vectors) -> dict[str, jax.Array]:
+  packed = pack_by_path(groups, vectors, jnp.zeros((), jnp.int32))
+  return best_vectors(groups, weights, packed)
+
+
+def _groups(params: Any, operators: Mapping[str, LinearOperator]):
+  """The groups of the operators, and their weights by path."""
+  leaves = float_leaves(params)
+  weights = {path: jnp.asarray(leaves[path]) for path in operators}
+  return tuple(group_leaves(operators, leaves)), weights
 
 
 def top_vectors(
@@ -93,14 +110,13 @@ def top_vectors(
     were_advanced: whether these params are the ones that they were advanced for. Otherwise
       the weights may have moved since, and another vector of the block be the best.
   """
-  leaves = float_leaves(params)
   if vectors is None:
-    return {path: triplet.v for path, triplet in top_triplets(operators, leaves).items()}
+    triplets = top_triplets(operators, float_leaves(params))
+    return {path: triplet.v for path, triplet in triplets.items()}
   if were_advanced:
     first = lambda block: lax.index_in_dim(block.v, 0, axis=block.sigma.ndim - 1, keepdims=False)
     return {path: first(block) for path, block in vectors.items()}
-  groups = group_leaves(operators, leaves)
-  return best_vectors(groups, leaves, pack_by_path(groups, vectors, jnp.zeros((), jnp.int32)))
+  return _best(*_groups(params, operators), vectors)
 
 
 def initial_gain(

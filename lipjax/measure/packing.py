@@ -9,6 +9,7 @@ which `optax.tree.map_params` needs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from lipjax.measure.block import SingularBlock
 from lipjax.measure.groups import Group
 
 
-def pack(groups: list[Group], stacked: list[SingularBlock]) -> SingularBlock:
+def pack(groups: Sequence[Group], stacked: list[SingularBlock]) -> SingularBlock:
   """Flat sigma (in path order), u and v (in group order)."""
   dtype = jnp.result_type(*[group.compute_dtype for group in groups])
   k = stacked[0].sigma.shape[-1]
@@ -32,7 +33,7 @@ def pack(groups: list[Group], stacked: list[SingularBlock]) -> SingularBlock:
   return SingularBlock(jnp.ravel(sigma), _padded(u), _padded(v))
 
 
-def unpack(groups: list[Group], packed: SingularBlock, k: int) -> list[SingularBlock]:
+def unpack(groups: Sequence[Group], packed: SingularBlock, k: int) -> list[SingularBlock]:
   """The reverse of `pack`."""
   shapes = [group.block_shapes(k) for group in groups]
   sigma = _taken(packed.sigma.reshape((-1, k)), _sigma_slots(groups))
@@ -48,14 +49,14 @@ def unpack(groups: list[Group], packed: SingularBlock, k: int) -> list[SingularB
   ]
 
 
-def packed_sizes(groups: list[Group], k: int) -> tuple[int, int, int]:
+def packed_sizes(groups: Sequence[Group], k: int) -> tuple[int, int, int]:
   """Lengths of the three flat arrays."""
   shapes = [group.block_shapes(k) for group in groups]
   sigma, u, v = (sum(map(math.prod, column)) for column in zip(*shapes, strict=True))
   return sigma, _indivisible(u), _indivisible(v)
 
 
-def path_index(groups: list[Group]) -> dict[str, Any]:
+def path_index(groups: Sequence[Group]) -> dict[str, Any]:
   """``{path: {"64x32": None}}``, with nested lists of None for stacked leaves.
 
   One None for every operator: a pytree without arrays, that says whose values are where,
@@ -97,7 +98,7 @@ def _padded(x: jax.Array) -> jax.Array:
   return jnp.concatenate([x, jnp.zeros((n_zeros,), x.dtype)]) if n_zeros else x
 
 
-def _sigma_slots(groups: list[Group]) -> np.ndarray:
+def _sigma_slots(groups: Sequence[Group]) -> np.ndarray:
   """For every operator in group order, its place in path order."""
   entries = [
     (path, i)

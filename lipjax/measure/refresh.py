@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
 
 
 def refresh(
-  groups: list[Group],
+  groups: Sequence[Group],
   leaves: Mapping[str, Any],
   vectors: SingularVectors,
   *,
@@ -97,7 +97,7 @@ def _refresh(groups, weights, arrays, n_steps, tol, due):
 
 
 def best_vectors(
-  groups: list[Group], leaves: Mapping[str, Any], vectors: SingularVectors
+  groups: Sequence[Group], leaves: Mapping[str, Any], vectors: SingularVectors
 ) -> dict[str, jax.Array]:
   """The best right vector in the span of each block, for the weights as they are, by path.
 

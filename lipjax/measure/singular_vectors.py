@@ -23,7 +23,6 @@ from lipjax.measure.vectors import (
   SingularVectors,
   check_vectors,
   pack_by_path,
-  unpack_by_path,
 )
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import Layout
@@ -81,25 +80,40 @@ def init_singular_vectors(
   leaves = float_leaves(params)
   k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
-  vectors = _random_vectors(tuple(groups), k, key)
-  vectors = SingularVectors(*vectors, paths=path_index(groups))
-  if start == "random":
-    return vectors
-  _check_arrays(leaves)
-  blocks = unpack_by_path(vectors, groups)
-  for path, triplet in top_triplets(operators, leaves, key=key).items():
-    blocks[path] = _with_top_triplet(blocks[path], triplet)
-  return pack_by_path(groups, blocks, jnp.zeros((), jnp.int32))
+  triplets = {}
+  if start == "converged":
+    _check_arrays(leaves)
+    triplets = top_triplets(operators, leaves, key=key)
+  return SingularVectors(*_packed_start(tuple(groups), k, key, triplets), paths=path_index(groups))
+
+
+def converged_blocks(
+  operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any], k: int | None, key: Any
+) -> dict[str, SingularBlock]:
+  """The blocks of ``start="converged"``, by path."""
+  key = jax.random.key(0) if key is None else key
+  k = default_k(operators, leaves) if k is None else k
+  groups = group_leaves(operators, leaves)
+  return _start_blocks(tuple(groups), k, key, top_triplets(operators, leaves, key=key))
 
 
 @functools.partial(jax.jit, static_argnames=("groups", "k"))
-def _random_vectors(groups: tuple[Group, ...], k: int, key: jax.Array) -> list[Any]:
-  """Random right vectors of all groups, all but the paths of a `SingularVectors`."""
+def _start_blocks(
+  groups: tuple[Group, ...], k: int, key: jax.Array, triplets: dict[str, SingularTriplet]
+) -> dict[str, SingularBlock]:
+  """Random blocks of all leaves, with the top triplets that are known."""
   blocks = {
     path: random_block(group.operator, group.struct, k, key, path)
     for group in groups
     for path in group.paths
   }
+  return blocks | {path: _with_top_triplet(blocks[path], t) for path, t in triplets.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("groups", "k"))
+def _packed_start(groups, k, key, triplets) -> list[Any]:
+  """`_start_blocks`, as all but the paths of a `SingularVectors`."""
+  blocks = _start_blocks(groups, k, key, triplets)
   return list(pack_by_path(list(groups), blocks, jnp.zeros((), jnp.int32))[:-1])
 
 

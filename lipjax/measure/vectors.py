@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class SingularVectors(NamedTuple):
 
 
 def pack_vectors(
-  groups: list[Group], blocks: list[SingularBlock], steps: jax.Array
+  groups: Sequence[Group], blocks: list[SingularBlock], steps: jax.Array
 ) -> SingularVectors:
   """The stacked blocks of groups as one state."""
   if not groups:
@@ -51,7 +51,7 @@ def pack_vectors(
   return SingularVectors(*pack(groups, blocks), steps, path_index(groups))
 
 
-def unpack_vectors(vectors: SingularVectors, groups: list[Group]) -> list[SingularBlock]:
+def unpack_vectors(vectors: SingularVectors, groups: Sequence[Group]) -> list[SingularBlock]:
   """The stacked blocks of groups, of a state that was checked to be theirs."""
   if not groups:
     return []
@@ -60,13 +60,13 @@ def unpack_vectors(vectors: SingularVectors, groups: list[Group]) -> list[Singul
 
 
 def pack_by_path(
-  groups: list[Group], blocks: Mapping[str, SingularBlock], steps: jax.Array
+  groups: Sequence[Group], blocks: Mapping[str, SingularBlock], steps: jax.Array
 ) -> SingularVectors:
   """Blocks by path as one state."""
   return pack_vectors(groups, [stack_by_path(group, blocks) for group in groups], steps)
 
 
-def unpack_by_path(vectors: SingularVectors, groups: list[Group]) -> dict[str, SingularBlock]:
+def unpack_by_path(vectors: SingularVectors, groups: Sequence[Group]) -> dict[str, SingularBlock]:
   """The reverse of `pack_by_path`, sorted by path."""
   found = {}
   for group, block in zip(groups, unpack_vectors(vectors, groups), strict=True):
@@ -74,7 +74,7 @@ def unpack_by_path(vectors: SingularVectors, groups: list[Group]) -> dict[str, S
   return dict(sorted(found.items()))
 
 
-def check_vectors(vectors: Any, groups: list[Group], caller: str, k: int | None = None) -> None:
+def check_vectors(vectors: Any, groups: Sequence[Group], caller: str, k: int | None = None) -> None:
   """Raises a `ValueError` for what is no state of these groups, with this k unless it is None."""
   if isinstance(vectors, Mapping):
     msg = (
