@@ -134,7 +134,6 @@ _one = _scaled_by(_one_norm)
 _infinity = _scaled_by(_infinity_norm)
 _box = lambda w: np.clip(w, -0.5, 0.5)
 _squared = _first_singular_value(lambda s: s / 1.1)
-_norm = _first_singular_value(lambda s: s - 0.1)
 _hinge = _first_singular_value(lambda s: (s + 0.1 * 0.5) / 1.1)
 #: The root of s + 0.4 s (s² − 1) = the target's.
 _power = _first_singular_value(lambda s: np.roots([0.4, 0, 0.6, -s])[-1].real)
@@ -149,8 +148,6 @@ def _ball(name, factory, proximal, *, gathers=False, variant=False, **kwargs):
 # fmt: off
 CASES = (
     Case("spectral", lipjax.add_spectral_decay, _squared, {"strength": 0.1}),
-    Case("spectral_norm", lipjax.add_spectral_decay, _norm, {"strength": 0.1, "penalty": "norm"},
-         variant=True),
     Case("spectral_hinge", lipjax.add_spectral_decay, _hinge,
          {"strength": 0.1, "penalty": "hinge", "target": 0.5}, variant=True),
     Case("spectral_power", lipjax.add_spectral_decay, _power,

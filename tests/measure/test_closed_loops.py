@@ -129,8 +129,19 @@ LOOPS = {
 #: some updates are 1 to 5 % low (docs: guarantees).
 TOO_FAST = {("decay_sgd", "convolution"), ("decay_sgd", "circular"),
             ("decay_adam_fast", "convolution"), ("decay_adam_fast", "circular")}  # fmt: skip
+#: At these rates the other loops are harder.
+EASY = {
+  ("decay_adam", "dense"),
+  ("normalization_slow", "dense"),
+  ("normalization_slow", "circular"),
+}
 CASES = [
-  pytest.param(loop, name, id=f"{loop}-{name}", marks=[] if name in QUICK else pytest.mark.slow)
+  pytest.param(
+    loop,
+    name,
+    id=f"{loop}-{name}",
+    marks=[] if name in QUICK and (loop, name) not in EASY else pytest.mark.slow,
+  )
   for loop in LOOPS
   for name in OPERATORS
   if (loop, name) not in TOO_FAST

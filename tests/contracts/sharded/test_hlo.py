@@ -39,11 +39,13 @@ PLACES = {
 FEW = ("columns", "both", "stack_rows")
 ROWS_OF_TESTS = [
   pytest.param(
-    case, place, id=f"{case.name}-{place}", marks=pytest.mark.slow if case.variant else ()
+    case, place, mesh, id=f"{case.name}-{place}-{mesh}", marks=pytest.mark.slow if is_slow else ()
   )
   for case in CASES
   if not case.gathers
   for place in (PLACES if case.name in ("spectral", "ball_scale") else FEW)
+  for mesh in ("auto", "explicit")
+  for is_slow in [case.variant or place not in FEW and (case.name, mesh) != ("spectral", "auto")]
 ]
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter",
                "collective-broadcast")  # fmt: skip
@@ -70,8 +72,7 @@ def test_the_parser_sees_a_gather():
   assert moved(text) == [("all-gather-start", 128)]
 
 
-@pytest.mark.parametrize("mesh", ["auto", "explicit"], indirect=True)
-@pytest.mark.parametrize(("transformation", "place"), ROWS_OF_TESTS)
+@pytest.mark.parametrize(("transformation", "place", "mesh"), ROWS_OF_TESTS, indirect=["mesh"])
 def test_no_weight_is_moved(transformation, mesh, place):
   """Point 22: collectives carry vectors, updates stay where they were, numbers are right.
 
