@@ -45,7 +45,7 @@ ROWS_OF_TESTS = [
   if not case.gathers
   for place in (PLACES if case.name in ("spectral", "ball_scale") else FEW)
   for mesh in ("auto", "explicit")
-  for is_slow in [case.variant or place not in FEW and (case.name, mesh) != ("spectral", "auto")]
+  for is_slow in [case.variant or (place not in FEW and (case.name, mesh) != ("spectral", "auto"))]
 ]
 COLLECTIVES = ("all-gather", "all-to-all", "collective-permute", "all-reduce", "reduce-scatter",
                "collective-broadcast")  # fmt: skip
