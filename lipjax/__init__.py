@@ -17,7 +17,7 @@ from lipjax.operators.describe import describe as describe
 from lipjax.measure.bounds import BoundMethod as BoundMethod
 from lipjax.measure.bounds import Bounds as Bounds
 from lipjax.measure.bounds import spectral_norm_bounds as spectral_norm_bounds
-from lipjax.measure.norms import frobenius_norms as frobenius_norms
+from lipjax.measure.frobenius import frobenius_norms as frobenius_norms
 from lipjax.measure.norms import spectral_norms as spectral_norms
 from lipjax.measure.operator_norm import operator_norm as operator_norm
 from lipjax.measure.operator_norm_bounds import operator_norm_bounds as operator_norm_bounds

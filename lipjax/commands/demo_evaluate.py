@@ -27,7 +27,7 @@ class Result(NamedTuple):
     noisy: test accuracy of each seed under noise.
     attacked: test accuracy at each of `RADII`, shape (radii, seeds).
     norms: ``{path: sigma}`` of each seed, by SVD.
-    tracked: ``{path: sigma}`` of the same weights, by one power step an update.
+    tracked: ``{path: sigma}`` of the same weights, as the optimizer tracked them.
     history: ``{path: sigma}`` as tracked during training, shape (seeds, steps).
   """
 

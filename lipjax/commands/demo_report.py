@@ -76,8 +76,7 @@ def notes(results: list[Result], data: Digits, n_seeds: int) -> list[str]:
     " is at most this.",
     "The product of σ bounds the network's l2 Lipschitz constant only as far as the σ are"
     " right: they come from a float32 SVD without a margin for rounding. It is not a certificate.",
-    "Tracked σ (one power step an update) against these, at the end of training, largest"
-    f" deviation: {gaps}.",
+    f"Tracked σ against these, at the end of training, largest deviation: {gaps}.",
   ]
 
 

@@ -36,7 +36,7 @@ class Trained(NamedTuple):
   Attributes:
     params: of every network, leading axes (strength, seed).
     history: ``{path: sigma}`` as tracked at every step, shape (strength, seed, steps).
-    tracked: ``{path: sigma}`` of the final weights, by one more power step.
+    tracked: ``{path: sigma}`` of the final weights, moved on once more.
   """
 
   params: Any

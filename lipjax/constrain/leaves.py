@@ -20,8 +20,8 @@ from lipjax.constrain.polar import (
   polar_factor,
   unless_rounding,
 )
+from lipjax.measure.frobenius import frobenius_norm
 from lipjax.measure.gram import schatten_norm
-from lipjax.measure.norms import frobenius_norm
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import result_sharded
 from lipjax.measure.triplet import SingularTriplet, clean

@@ -17,11 +17,10 @@ from lipjax.constrain.projections import (
   check_radius,
   check_spectral_method,
 )
-from lipjax.measure.block import check_k
 from lipjax.measure.groups import unstack_by_path
+from lipjax.measure.options import check_k, check_steps
 from lipjax.measure.refresh import TOL, refresh
 from lipjax.measure.sharding import replicated_like
-from lipjax.measure.singular_vectors import check_steps
 from lipjax.measure.tracking import group_params, init_tracked, top_triplets_of
 from lipjax.measure.vectors import check_vectors
 from lipjax.operators.layouts import Layout

@@ -27,8 +27,8 @@ from lipjax.integrations.normalization import (
   top_vectors,
 )
 from lipjax.measure.block import SingularBlock
+from lipjax.measure.options import check_steps
 from lipjax.measure.refresh import TOL
-from lipjax.measure.singular_vectors import check_steps
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides
 

@@ -45,8 +45,8 @@ def require_update_stats(update_stats: bool | None) -> bool:
   """The flag, or a `ValueError` where nobody gave one."""
   if update_stats is None:
     msg = (
-      "SpectralNorm needs update_stats: True in training, where one step of power"
-      " iteration follows the weights, False in evaluation, where nothing is written."
+      "SpectralNorm needs update_stats: True in training, where the vectors follow the"
+      " weights, False in evaluation, where nothing is written."
     )
     raise ValueError(msg)
   return update_stats

@@ -57,16 +57,6 @@ def default_k(operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]
   return min(max(largest // SIZE_OF_ONE, FEWEST), MOST)
 
 
-def check_k(k: Any) -> None:
-  """Raises unless `k` is None (the default) or a positive integer."""
-  if k is not None and (not isinstance(k, int) or k < 1):
-    msg = (
-      f"k is {k!r}; expected an integer of at least 1, or None. It decides on shapes: under"
-      " optax.inject_hyperparams list it in static_args=('k',)."
-    )
-    raise ValueError(msg)
-
-
 def n_rows(operator: LinearOperator, k: int) -> int:
   """Right vectors that a block holds."""
   return 1 if operator.has_closed_form else 2 * k

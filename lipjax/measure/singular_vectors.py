@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.measure.block import SingularBlock, check_k, default_k, random_block
+from lipjax.measure.block import SingularBlock, default_k, random_block
 from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.groups import Group, group_leaves
 from lipjax.measure.norms import top_triplets
+from lipjax.measure.options import check_k, check_steps
 from lipjax.measure.packing import path_index
 from lipjax.measure.refresh import TOL, best_vectors, refresh
 from lipjax.measure.scaling import norm_and_direction
@@ -235,16 +236,6 @@ def triplet_at(operator: LinearOperator, w: jax.Array, v: jax.Array) -> Singular
   constant = lax.stop_gradient(w)
   found = replicated_result(measure, constant)(constant, lax.stop_gradient(v))
   return differentiable_sigma(operator, w, clean(found, n_batch))
-
-
-def check_steps(n_steps: Any, tol: Any) -> None:
-  """Raises a `ValueError` for steps or a tolerance that cannot be."""
-  if isinstance(n_steps, (int, float)) and (n_steps < 1 or n_steps != int(n_steps)):
-    msg = f"n_steps is {n_steps}; expected an integer of at least 1."
-    raise ValueError(msg)
-  if isinstance(tol, (int, float)) and not tol > 0:
-    msg = f"tol is {tol}; expected a positive number, or None for n_steps steps and no more."
-    raise ValueError(msg)
 
 
 def _groups(params, layout, layout_overrides) -> tuple[list[Group], dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lipjax.measure.norms import frobenius_norm, spectral_norms
+from lipjax.measure.frobenius import frobenius_norm
+from lipjax.measure.norms import spectral_norms
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.triplet import triplet_dtype
 from lipjax.operators.layouts import Layout

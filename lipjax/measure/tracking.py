@@ -80,10 +80,3 @@ def top_triplets_of(vectors: SingularVectors, groups: list[Group]) -> list[Singu
     v = lax.index_in_dim(block.v, 0, axis=block.sigma.ndim - 1, keepdims=False)
     found.append(SingularTriplet(block.sigma[..., 0], block.u, v))
   return found
-
-
-def check_count(name: str, value: Any) -> None:
-  """Raises unless a number of steps or updates that is known is an integer of at least 1."""
-  if isinstance(value, (int, float)) and (value < 1 or value != int(value)):
-    msg = f"{name} is {value}; expected an integer of at least 1."
-    raise ValueError(msg)

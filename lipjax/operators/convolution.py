@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.convolve import convolve, sum_of_taps
 from lipjax.operators.frequencies import equalized, largest_part
 from lipjax.operators.padding import canonical_padding, padding_pair, transposed_padding
 from lipjax.operators.products import compute_dtype
@@ -293,72 +293,16 @@ class Convolution(LinearOperator):
     by_taps = functools.partial(self._over_stack, self._sum_of_taps)
     return lax.platform_dependent(w, x, cpu=self.apply, default=by_taps)
 
-  def _sum_of_taps(self, w: jax.Array, x: jax.Array) -> jax.Array:
-    """The convolution of one slice, a matrix product for every tap."""
-    dtype = compute_dtype(w.dtype)
-    kernel, x = self.kernel(w.astype(dtype)), x.astype(dtype)
-    windows, groups = self.windows(w.shape), self.feature_group_count
-    taps, (c_in, c_out) = kernel.shape[:-2], kernel.shape[-2:]
-    total = jnp.zeros(self.output_shape(w.shape), dtype)
-    if 0 in (*x.shape, *kernel.shape, *total.shape):
-      return total
-    x = x.reshape((*x.shape[:-1], groups, c_in))
-    kernel = kernel.reshape((math.prod(taps), c_in, groups, c_out // groups))
-    index = np.unravel_index(np.arange(math.prod(taps)), taps)
-    reads = [window.reads().T[i] for window, i in zip(windows, index, strict=True)]
-    # A place outside reads the fill value: a negative index would count from the end.
-    reads = [np.where(r < 0, size, r) for r, size in zip(reads, x.shape, strict=False)]
-
-    def add(total, tap):
-      kernel, places = tap
-      y = x
-      for axis, place in enumerate(places):
-        y = jnp.take(y, place, axis, mode="fill", fill_value=0)
-      y = jnp.einsum("...gc,cgo->...go", y, kernel, precision=lax.Precision.HIGHEST)
-      return total + y.reshape(total.shape), None
-
-    return lax.scan(add, total, (kernel, reads))[0]
-
   def _convolve(self, w: jax.Array, x: jax.Array) -> jax.Array:
-    """The convolution of one slice, in float32 or wider at full precision."""
+    """The convolution of one slice."""
+    kernel, x = self._promoted(w, x)
+    return convolve(kernel, x, self.windows(w.shape), self.feature_group_count)
+
+  def _sum_of_taps(self, w: jax.Array, x: jax.Array) -> jax.Array:
+    """The same, a matrix product for every tap."""
+    kernel, x = self._promoted(w, x)
+    return sum_of_taps(kernel, x, self.windows(w.shape), self.feature_group_count)
+
+  def _promoted(self, w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     dtype = compute_dtype(w.dtype)
-    kernel, x = self.kernel(w.astype(dtype)), x.astype(dtype)
-    windows = self.windows(w.shape)
-    if 0 in x.shape or 0 in kernel.shape or any(window.outputs == 0 for window in windows):
-      return jnp.zeros(self.output_shape(w.shape), dtype)
-    pads, dilation = [(w.low, w.high) for w in windows], self.input_dilation
-    if self.padding_mode != "zeros":
-      x = _padded(x, windows)
-      pads, dilation = [(0, 0)] * len(windows), (1,) * len(windows)
-    n = self._n_spatial
-    last = (0, n + 1, *range(1, n + 1))
-    out = lax.conv_general_dilated(
-      x[None],
-      kernel,
-      self.strides,
-      pads,
-      lhs_dilation=dilation,
-      rhs_dilation=self.kernel_dilation,
-      dimension_numbers=lax.ConvDimensionNumbers(last, (n + 1, n, *range(n)), last),
-      feature_group_count=self.feature_group_count,
-      precision=lax.Precision.HIGHEST,
-    )
-    return out[0]
-
-
-def _padded(x: jax.Array, windows: tuple[Window, ...]) -> jax.Array:
-  """The input with what its padding mode puts around it."""
-  for axis, window in enumerate(windows):
-    if window.input_dilation > 1:
-      # A dilated circle ends with zeros too, which a dilated line does not.
-      gap = window.input_dilation - 1
-      config = [(0, gap, gap) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-      x = lax.pad(x, jnp.zeros((), x.dtype), config)
-    line = dataclasses.replace(window, size=window.dilated, input_dilation=1)
-    places = line.entries(_line(window))
-    x = jnp.take(x, places, axis=axis)
-  return x
-
-
-def _line(window: Window):
-  return np.arange(-window.low, window.dilated + window.high)
+    return self.kernel(w.astype(dtype)), x.astype(dtype)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.measure.norms import frobenius_norms, spectral_norms
+from lipjax.measure.frobenius import frobenius_norms
+from lipjax.measure.norms import spectral_norms
 from lipjax.measure.refresh import TOL
 from lipjax.measure.singular_vectors import singular_triplets, update_singular_vectors
 from lipjax.measure.triplet import triplet_dtype

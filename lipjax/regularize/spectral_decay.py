@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
-from lipjax.measure.block import check_k
+from lipjax.measure.options import check_count, check_k, check_steps
 from lipjax.measure.refresh import TOL, refresh
 from lipjax.measure.sharding import replicated_like, result_sharded
-from lipjax.measure.singular_vectors import check_steps
 from lipjax.measure.tracking import (
   Pace,
-  check_count,
   group_params,
   init_tracked,
   next_pace,
