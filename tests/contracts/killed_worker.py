@@ -4,23 +4,18 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-FOLDER, DEVICES, STEPS = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", DEVICES)
-
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-import orbax.checkpoint as ocp  # noqa: E402
-from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-
-import lipjax  # noqa: E402
+import lipjax
 
 
-def start():
+def start(devices):
   """Params on the mesh, and the state of decay before Adam and a ball behind it."""
-  mesh = jax.make_mesh((DEVICES,), ("x",), axis_types=(AxisType.Auto,))
+  mesh = jax.make_mesh((devices,), ("x",), axis_types=(AxisType.Auto,))
   sharding = NamedSharding(mesh, PartitionSpec("x"))
   keys = jax.random.split(jax.random.key(0), 2)
   shapes = {"a": (16, 24), "b": (24, 16)}
@@ -40,8 +35,10 @@ def start():
   return tx, (params, state)
 
 
-def main():
-  tx, carry = start()
+def main(folder, devices, n_steps):
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", devices)
+  tx, carry = start(devices)
 
   @jax.jit
   def step(carry, i):
@@ -52,15 +49,16 @@ def main():
 
   with ocp.StandardCheckpointer() as checkpointer:
     # A save that was cut off has another name.
-    done = [int(p.name) for p in FOLDER.iterdir() if p.name.isdecimal()]
+    done = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()]
     if done:
-      carry = checkpointer.restore(FOLDER / str(max(done)), carry)
-    for i in range(max(done, default=0), STEPS):
+      carry = checkpointer.restore(folder / str(max(done)), carry)
+    for i in range(max(done, default=0), n_steps):
       carry = step(carry, jnp.int32(i))
-      checkpointer.save(FOLDER / str(i + 1), carry)
+      checkpointer.save(folder / str(i + 1), carry)
       checkpointer.wait_until_finished()
   leaves = [np.asarray(x) for x in jax.tree.leaves(carry)]
-  np.savez(FOLDER / "last.npz", *leaves)
+  np.savez(folder / "last.npz", *leaves)
 
 
-main()
+if __name__ == "__main__":
+  main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
