@@ -91,7 +91,7 @@ def subspace_step(
   k = sigma.shape[-1]
   y, y_scale = _scaled(apply(v))
   inner = _gram(y)
-  whiten = _inverse_factor(inner)
+  whiten = _inverse_factor(inner, y)
   q = _combine(whiten, y)
   z, z_scale = _scaled(adjoint(q))
   theta, s = _eigh(_gram(z))
@@ -138,7 +138,7 @@ def top_vectors(apply: Callable[[Rows], Rows], v: Rows) -> Rows:
   Returns:
     ``(operators, 1, size)`` for each group, of length 1 but for rounding.
   """
-  q = _combine(_inverse_factor(_gram(v)), v)
+  q = _combine(_inverse_factor(_gram(v), v), v)
   y, _ = _scaled(apply(q))
   _, s = _eigh(_gram(y))
   return _combine(_t(s)[:, :1], q)
@@ -189,14 +189,17 @@ def _combine(coefficients: jax.Array, rows: Rows) -> Rows:
   return [_dot(c.astype(x.dtype), x) for c, x in parts]
 
 
-def _inverse_factor(gram: jax.Array) -> jax.Array:
+def _inverse_factor(gram: jax.Array, rows: Rows) -> jax.Array:
   """The inverse of a Cholesky factor, which makes rows with this Gram matrix orthonormal.
 
-  Rows that depend on others but for rounding become short instead of long.
+  Rows that depend on others but for rounding, each group's in its own dtype, become short
+  instead of long.
   """
+  each = [np.full(x.shape[0], 64 * jnp.finfo(x.dtype).eps, gram.dtype) for x in rows]
+  damping = np.concatenate(each)[:, None, None]
   size = nonzero(jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1))[:, None, None]
   one = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
-  damped = gram / size + 64 * jnp.finfo(gram.dtype).eps * one
+  damped = gram / size + damping * one
   factor = lax.linalg.cholesky(damped, symmetrize_input=False)
   inverse = lax.linalg.triangular_solve(factor, one, left_side=True, lower=True)
   return inverse / jnp.sqrt(size)
