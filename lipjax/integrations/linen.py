@@ -74,7 +74,7 @@ class SpectralNorm(nn.Module):
   Guarantee: an estimate. :math:`v` is measured to convergence by ``init`` and by
   `remeasure`, which gives norms within about 1e-6 of the target (float32). In training
   the block that it is found in follows the weights, and the true norm is the target or, by
-  as much as it lags, above it: by less than 1 % as a rule (1.4 % in the worst update of all
+  as much as it lags, above it: by less than 1 % as a rule (2.1 % in the worst update of all
   trainings tried; true norms of a small CNN at a constant Adam rate of 1e-3: 0.5 %). An
   evaluation takes the best vector of the block for the weights as they are.
   Variables without the collection (a checkpoint of a model that had no spectral

@@ -82,8 +82,7 @@ def add_spectral_decay(
     add_spectral_decay(0.01), optax.scale_by_learning_rate(1e-3))``.
 
   Guarantee: none on the norm itself; it is pulled down, not bounded. The tracked
-  sigma is an estimate from below, within `tol` in all training runs that were tried (docs:
-  guarantees). A large ``strength * learning rate`` diverges with momentum, as it does for
+  sigma is an estimate from below, within `tol` as a rule (docs: guarantees). A large ``strength * learning rate`` diverges with momentum, as it does for
   L2.
 
   **When it measures.** A refresh is one step, two products with every weight, and more
