@@ -81,9 +81,9 @@ def add_spectral_decay(
     AdamW does for L2: ``optax.chain(optax.scale_by_adam(),
     add_spectral_decay(0.01), optax.scale_by_learning_rate(1e-3))``.
 
-  Guarantee: none on the norm itself; it is pulled down, not bounded. The tracked
-  sigma is an estimate from below, within `tol` as a rule (docs: guarantees). A large ``strength * learning rate`` diverges with momentum, as it does for
-  L2.
+  Guarantee: none on the norm itself; it is pulled down, not bounded. The tracked sigma is an
+  estimate from below, within `tol` as a rule (docs: guarantees). A large ``strength *
+  learning rate`` diverges with momentum, as it does for L2.
 
   **When it measures.** A refresh is one step, two products with every weight, and more
   where :math:`\sigma_1` is not within `tol` yet. It also says how far the triplets of the
