@@ -20,7 +20,7 @@ import optax
 import lipjax
 from benchmarks.speed import gpu_gpt2, gpu_soundness
 from benchmarks.speed.timing import Case, compare, compile_case
-from benchmarks.speed.update import pace_of, update_case
+from benchmarks.speed.update import noise, pace_of, update_case
 
 #: Seconds for all of it; the tests get what is left.
 LIMIT = 450
@@ -77,8 +77,9 @@ def updates(size: gpu_gpt2.Size, blocks: int) -> dict[str, Any]:
     "decay_blocks": decay(0.01, mask=mask),
     "decay_blocks_every_10": decay(0.01, mask=mask, every=10),
   }
+  gradients = noise(params)
   cases = {
-    name: update_case(optax.chain(first, optax.adamw(3e-4)), params)
+    name: update_case(optax.chain(first, optax.adamw(3e-4)), params, gradients)
     for name, first in chains.items()
   }
   rows = compare(cases, baseline="adamw", blocks=blocks, steps=20, keep_carry=True)

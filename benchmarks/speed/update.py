@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -34,7 +33,8 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
     "two_extra_reads": optax.chain(extra_reads(2), adamw()),
   }
   params = make_tree(tree)
-  cases = {name: update_case(chain, params) for name, chain in chains.items()}
+  gradients = noise(params)
+  cases = {name: update_case(chain, params, gradients) for name, chain in chains.items()}
   rows = compare(cases, baseline="adamw", blocks=blocks or BLOCKS[tree], steps=10, keep_carry=True)
   for name, case in cases.items():
     rows[name] |= pace_of(case.carry[1])
@@ -48,13 +48,8 @@ def run(tree: str, blocks: int | None = None) -> dict[str, Any]:
   }
 
 
-def update_case(chain: optax.GradientTransformation, params: Any) -> Case:
-  """A jitted update with params and state donated, as a training loop runs it.
-
-  Gradients are noise, another tree every step: Adam turns one and the same into a march of
-  every weight by 2 % an update, after which no norm is what it was.
-  """
-  gradients = [_noise(params, seed) for seed in range(N_GRADIENTS)]
+def update_case(chain: optax.GradientTransformation, params: Any, gradients: list[Any]) -> Case:
+  """A jitted update with params and state donated, as a training loop runs it."""
   params = jax.tree.map(jnp.copy, params)
 
   def step(carry, gradients):
@@ -65,18 +60,21 @@ def update_case(chain: optax.GradientTransformation, params: Any) -> Case:
   return compile_case(step, (params, chain.init(params)), turns=gradients, donate=True)
 
 
-@functools.cache
-def _noise_like(struct: Any, seed: int) -> Any:
-  shapes, treedef = struct
-  keys = jax.random.split(jax.random.key(seed), len(shapes))
-  leaves = [1e-2 * jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
-  return jax.tree.unflatten(treedef, leaves)
+def noise(params: Any) -> list[Any]:
+  """Random gradients, another tree every step.
 
-
-def _noise(params: Any, seed: int) -> Any:
-  """Random gradients, the same ones for every case."""
+  Adam turns one and the same into a march of every weight by 2 % an update, after which no
+  norm is what it was.
+  """
   leaves, treedef = jax.tree.flatten(params)
-  return _noise_like((tuple(leaf.shape for leaf in leaves), treedef), seed)
+
+  def tree(seed):
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten(
+      [1e-2 * jax.random.normal(key, w.shape) for key, w in zip(keys, leaves, strict=True)]
+    )
+
+  return [tree(seed) for seed in range(N_GRADIENTS)]
 
 
 def pace_of(state: Any) -> dict[str, float]:

@@ -75,8 +75,8 @@ class SpectralNorm(nn.Module):
   `remeasure`, which gives norms within about 1e-6 of the target (float32). In training
   the block that it is found in follows the weights, and the true norm is the target or, by
   as much as it lags, above it: by less than 1 % as a rule (2.1 % in the worst update of all
-  trainings tried; true norms of a small CNN at a constant Adam rate of 1e-3: 0.5 %). An
-  evaluation takes the best vector of the block for the weights as they are.
+  trainings tried; true norms of a small CNN at a constant Adam rate of 1e-3: 0.5 %). Every
+  forward takes the best vector of the block for the weights as they are.
   Variables without the collection (a checkpoint of a model that had no spectral
   normalization) are measured to convergence in every forward: right, and slow.
 
@@ -187,7 +187,7 @@ class SpectralNorm(nn.Module):
     }
     normalized = normalize(
       raw,
-      top_vectors(raw, vectors, operators, were_advanced=update_stats or self.is_initializing()),
+      top_vectors(raw, vectors, operators),
       operators,
       target=self.target,
       mode=self.mode,

@@ -77,8 +77,8 @@ class SpectralNorm(nnx.Module):
   `remeasure`, which gives norms within about 1e-6 of the target (float32). In training
   the block that it is found in follows the weights, and the true norm is the target or, by
   as much as it lags, above it: by less than 1 % as a rule (2.1 % in the worst update of all
-  trainings tried; true norms of a small CNN at a constant Adam rate of 1e-3: 0.5 %). An
-  evaluation takes the best vector of the block for the weights as they are.
+  trainings tried; true norms of a small CNN at a constant Adam rate of 1e-3: 0.5 %). Every
+  forward takes the best vector of the block for the weights as they are.
 
   Args:
     layer_instance: the layer. Its state of other kinds (batch statistics, dropout
@@ -218,12 +218,11 @@ class SpectralNorm(nnx.Module):
       update_stats = not self.use_running_average
     graph, params, rest = nnx.split(self.layer_instance, nnx.Param, ...)
     operators = dict(self.operators)
-    is_training = require_update_stats(update_stats)
-    if is_training:
+    if require_update_stats(update_stats):
       self._write(advance(params, self._vectors(), operators, self.n_steps, self.tol))
     params = normalize(
       params,
-      top_vectors(params, self._vectors(), operators, were_advanced=is_training),
+      top_vectors(params, self._vectors(), operators),
       operators,
       target=self.target,
       mode=self.mode,

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from lipjax.constrain.normalize import normalize_at
 from lipjax.measure.block import SingularBlock
@@ -95,27 +94,22 @@ def _groups(params: Any, operators: Mapping[str, LinearOperator]):
 
 
 def top_vectors(
-  params: Any,
-  vectors: Vectors | None,
-  operators: Mapping[str, LinearOperator],
-  *,
-  were_advanced: bool,
+  params: Any, vectors: Vectors | None, operators: Mapping[str, LinearOperator]
 ) -> dict[str, jax.Array]:
-  """The right vectors at which norms are taken, by path.
+  """The right vectors at which norms are taken, by path: the best of each stored block.
+
+  The same in training and evaluation. Training does not take the vector that its steps have
+  just found, although that would save a product: evaluation, which has to look for the best
+  one for weights that may have moved since, would compute another function.
 
   Args:
     params: the layer's.
     vectors: those that are stored; measured anew when None.
     operators: by path.
-    were_advanced: whether these params are the ones that they were advanced for. Otherwise
-      the weights may have moved since, and another vector of the block be the best.
   """
   if vectors is None:
     triplets = top_triplets(operators, float_leaves(params))
     return {path: triplet.v for path, triplet in triplets.items()}
-  if were_advanced:
-    first = lambda block: lax.index_in_dim(block.v, 0, axis=block.sigma.ndim - 1, keepdims=False)
-    return {path: first(block) for path, block in vectors.items()}
   return _best(*_groups(params, operators), vectors)
 
 

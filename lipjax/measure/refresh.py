@@ -23,8 +23,7 @@ from lipjax.measure.vectors import SingularVectors, pack_vectors, unpack_vectors
 TOL = 0.01
 #: Steps after which they end in any case.
 MAX_STEPS = 50
-#: Weights of operators with probes are taken to be others where the triplet of before is off
-#: by more than that.
+#: An operator's weights are taken to be others where the triplet of before is off by more.
 REPLACED = 0.1
 #: Rows of the block before that give way to an operator's probes.
 N_PROBES = 2
@@ -165,7 +164,6 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
   probes = [
     _probes(group) if group.operator.has_probes and k > N_PROBES else None for group in groups
   ]
-
   mixes_little = np.repeat([p is not None for p in probes], [group.n_slices for group in groups])
 
   def is_unfinished(carry):

@@ -5,8 +5,8 @@ order and with or without fused multiply-adds, is off by at most :math:`\gamma_n
 same sum of magnitudes, :math:`\gamma_n = nu/(1-nu)` with :math:`u` the unit roundoff
 (Higham 2002, section 3.1). IEEE arithmetic keeps it, on CPUs and GPUs, at
 ``precision="highest"``. Algorithms of Strassen's kind would not: for products of matrices XLA
-has none, but a GPU's convolutions may run by Winograd's, so that no bound of a norm rests on
-a convolution there (`LinearOperator.apply_by_products`).
+has none, but a GPU's convolutions may run by Winograd's, so that `spectral_norm_bounds` runs
+none there (`LinearOperator.apply_by_products`).
 """
 
 from __future__ import annotations

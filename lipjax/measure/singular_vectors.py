@@ -50,8 +50,9 @@ def init_singular_vectors(
 
   Args:
     params: a pytree of arrays.
-    k: how many singular values of every operator are followed; 4 to 8 by the size of the
-      largest matrix when None. More make a step dearer and fewer of them needed.
+    k: how many singular values of every operator are followed; when None 12 where there are
+      convolutions as operators, else 4 to 8 by the size of the largest matrix. More make a
+      step dearer and fewer of them needed.
     start: ``"random"``, or ``"converged"``: the top vector is measured, as exactly as by
       `spectral_norms`, and the others are random.
     key: of the random start, folded with each leaf's path; a fixed key when None.
@@ -92,6 +93,7 @@ def converged_blocks(
   operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any], k: int | None, key: Any
 ) -> dict[str, SingularBlock]:
   """The blocks of ``start="converged"``, by path."""
+  check_k(k)
   key = jax.random.key(0) if key is None else key
   k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
@@ -115,7 +117,7 @@ def _start_blocks(
 def _packed_start(groups, k, key, triplets) -> list[Any]:
   """`_start_blocks`, as all but the paths of a `SingularVectors`."""
   blocks = _start_blocks(groups, k, key, triplets)
-  return list(pack_by_path(list(groups), blocks, jnp.zeros((), jnp.int32))[:-1])
+  return list(pack_by_path(groups, blocks, jnp.zeros((), jnp.int32))[:-1])
 
 
 def update_singular_vectors(
@@ -136,8 +138,8 @@ def update_singular_vectors(
 
   Guarantee: estimates from below, never an upper bound. :math:`\sigma_1` was within 1 %
   as a rule at a tolerance of 1 %, and 2 % low in the worst update of matrices (docs:
-  guarantees). The length of
-  the stored vectors does not matter, so averaged or rounded ones do no harm.
+  guarantees). The length of the stored vectors does not matter, so averaged or rounded ones
+  do no harm.
 
   Args:
     params: a pytree of arrays with the paths that `vectors` was made for.
@@ -188,7 +190,7 @@ def singular_triplets(
   :math:`\sigma = \|W v\|` and :math:`u = Wv/\sigma` for the unit vector :math:`v` in the span
   of the k right vectors of `vectors` for which that is largest. So it is right for weights
   that have moved a little since, also where another singular value has become the largest.
-  One product of every weight with k vectors, no iteration.
+  Two products of every weight, with k vectors and with the best of them; no iteration.
 
   Guarantee: an estimate from below, never an upper bound.
 

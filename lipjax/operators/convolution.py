@@ -290,19 +290,14 @@ class Convolution(LinearOperator):
 
   def apply_by_products(self, w: jax.Array, x: jax.Array) -> jax.Array:
     # Off the CPU a convolution may run by an algorithm of Winograd's kind.
-    by_taps = functools.partial(self._over_stack, self._sum_of_taps)
-    return lax.platform_dependent(w, x, cpu=self.apply, default=by_taps)
-
-  def _convolve(self, w: jax.Array, x: jax.Array) -> jax.Array:
-    """The convolution of one slice."""
-    kernel, x = self._promoted(w, x)
-    return convolve(kernel, x, self.windows(w.shape), self.feature_group_count)
+    return lax.platform_dependent(w, x, cpu=self.apply, default=self._sum_of_taps)
 
   def _sum_of_taps(self, w: jax.Array, x: jax.Array) -> jax.Array:
-    """The same, a matrix product for every tap."""
-    kernel, x = self._promoted(w, x)
-    return sum_of_taps(kernel, x, self.windows(w.shape), self.feature_group_count)
+    by_taps = functools.partial(self.slice_operator()._convolve, by=sum_of_taps)
+    return self._over_stack(by_taps, w, x)
 
-  def _promoted(self, w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _convolve(self, w: jax.Array, x: jax.Array, by: Any = convolve) -> jax.Array:
+    """The convolution of one slice."""
     dtype = compute_dtype(w.dtype)
-    return self.kernel(w.astype(dtype)), x.astype(dtype)
+    kernel, x = self.kernel(w.astype(dtype)), x.astype(dtype)
+    return by(kernel, x, self.windows(w.shape), self.feature_group_count)

@@ -306,11 +306,9 @@ def test_evaluation_equals_the_training_forward_before(wrap):
   model, variables = dense(n_in=40, n_out=30)
   variables = with_kernel(variables, batch(40, 30))  # so that the vectors have far to go
   trained, variables = wrap(lambda v, x: train(model, v, x))(variables, batch(2, 40))
-  forward = wrap(lambda v, x: evaluate(model, v, x))
-  first = forward(variables, batch(2, 40))
-  # The best vector of the block may still be a little better than the one that was found.
-  np.testing.assert_allclose(first, trained, rtol=1e-4)
-  np.testing.assert_array_equal(forward(variables, batch(2, 40)), first)
+  for _ in range(2):
+    again = wrap(lambda v, x: evaluate(model, v, x))(variables, batch(2, 40))
+    np.testing.assert_array_equal(again, trained)
 
 
 def test_remeasure_after_weights_were_replaced():
@@ -354,6 +352,8 @@ def test_cap_and_gain():
     ({"mode": "clip"}, "mode is 'clip'; expected 'target', 'cap' or 'gain'"),
     ({"target": -1.0}, r"target is -1\.0; expected a positive number"),
     ({"n_steps": 0}, "n_steps is 0; expected an integer of at least 1"),
+    ({"k": 0}, "k is 0; expected an integer of at least 1"),
+    ({"tol": 0.0}, "tol is 0.0; expected a positive number"),
     ({"layout_overrides": {"kernal": None}}, "matches no leaf"),
   ],
 )
@@ -437,7 +437,7 @@ def test_scan_vmap_remat_and_jit():
   kernels = jax.tree.leaves(variables["params"])
   assert sorted(k.shape for k in kernels) == [(2, 6, 6), (3, 6, 6)]
   y, new = Lifted(train=True).apply(variables, x, mutable=["batch_stats"])
-  np.testing.assert_allclose(y, Lifted().apply(variables | new, x), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(y, Lifted().apply(variables | new, x), rtol=1e-6)
   for path, sigma in jax.tree_util.tree_leaves_with_path(new["batch_stats"]):
     if "sigma" in str(path):
       kernel = next(k for k in kernels if k.shape[0] == sigma.shape[0])

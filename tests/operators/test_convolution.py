@@ -206,10 +206,9 @@ def test_errors_say_what_was_expected(make, said):
 def test_the_sum_of_taps_is_the_convolution(name):
   """What bounds are made of on a GPU, whose convolutions may be Winograd's."""
   operator, shape = OPERATORS[name]
-  one = operator.slice_operator()
-  w = normal(3, tuple(n for a, n in enumerate(shape) if a not in operator.batch_axes))
-  x = normal(4, one.input_shape(w.shape))
-  found, expected = one._sum_of_taps(w, x), one.apply(w, x)
-  size = float(jnp.max(one.apply(jnp.abs(w), jnp.abs(x)), initial=0))
+  w = normal(3, shape)
+  x = normal(4, operator.input_shape(shape))
+  found, expected = operator._sum_of_taps(w, x), operator.apply(w, x)
+  size = float(jnp.max(operator.apply(jnp.abs(w), jnp.abs(x)), initial=0))
   np.testing.assert_allclose(found, expected, atol=64 * float(jnp.finfo(FLOAT).eps) * size)
-  np.testing.assert_array_equal(one.apply_by_products(w, x), expected)
+  np.testing.assert_array_equal(operator.apply_by_products(w, x), expected)
