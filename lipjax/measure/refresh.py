@@ -83,6 +83,10 @@ def _refresh(groups, weights, arrays, n_steps, tol, due):
     moved, count, progress = _iterate(moving, n_steps, tol)
     rest = iter(moved)
     blocks = [_closed_form(*m) if m[0].operator.has_closed_form else next(rest) for m in members]
+    for (group, _, old), new in zip(members, blocks, strict=True):
+      if group.operator.has_closed_form:
+        moved = _largest(_change(old.sigma, new.sigma))
+        progress = progress._replace(drift=jnp.maximum(progress.drift, moved))
     return *pack_vectors(groups, blocks, vectors.steps + count)[:-1], progress
 
   def run(weights, arrays, n_steps, tol, due):
@@ -178,15 +182,25 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
     # An infinite error after the first step says that weights were replaced.
     sigma, v = _afresh(sigma, v, (i == 1) & jnp.isinf(block.error), mixes_little)
     new = subspace_step(apply, adjoint, probes, sigma, v)
-    moved = jnp.maximum(new.gain, jnp.abs(1 - sigma[:, 0] / nonzero(new.sigma[:, 0])))
+    moved = jnp.maximum(new.gain, _change(sigma, new.sigma))
     were_replaced = (i == 0) & (sigma[:, 0] > 0) & (moved > REPLACED)
     new = new._replace(error=jnp.where(were_replaced, jnp.inf, new.error))
     return i + 1, new, jnp.where(i == 0, moved, drift)
 
   start = _flat(groups, blocks)
   i, block, drift = lax.while_loop(is_unfinished, advance, (zero, start, start.gain))
-  largest = lambda x: jnp.max(jnp.where(jnp.isnan(x), 0, x), initial=0).astype(jnp.float32)
-  return _stacked(groups, blocks, block), i, Progress(largest(block.error), largest(drift))
+  return _stacked(groups, blocks, block), i, Progress(_largest(block.error), _largest(drift))
+
+
+def _change(old: jax.Array, new: jax.Array) -> jax.Array:
+  """Of the top values, relative to the new ones."""
+  old, new = old[..., 0], new[..., 0]
+  return jnp.abs(new - old) / nonzero(new)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+  """The largest of all operators, but for those that are not finite."""
+  return jnp.max(jnp.where(jnp.isnan(x), 0, x), initial=0).astype(jnp.float32)
 
 
 def _afresh(

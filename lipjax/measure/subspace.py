@@ -93,21 +93,21 @@ def subspace_step(
   inner = _gram(y)
   whiten = _inverse_factor(inner, y)
   q = _combine(whiten, y)
-  z, z_scale = _scaled(adjoint(q))
+  # ‖WᵀQ‖ is about as large as WV, so that its squares are within the range as well.
+  z = _divided(adjoint(q), y_scale)
   theta, s = _eigh(_gram(z))
   right, left = _combine(_t(s)[:, :k], z), _combine(_t(s)[:, :1], q)
   length, left_length = _length(right), _length(left)
   # The first is ‖Wᵀu‖ for the unit vector u, whatever rounding has done to Q.
   is_first = jnp.arange(k) == 0
-  values = length / nonzero(jnp.where(is_first, left_length, 1)) * z_scale[:, None]
-  values = jnp.where(jnp.isfinite(y_scale)[:, None], values, jnp.nan)
+  values = length / nonzero(jnp.where(is_first, left_length, 1)) * y_scale[:, None]
   top = values[:, 0]
 
-  gain = 1 - jnp.sqrt(inner[:, 0, 0]) * y_scale / nonzero(top)
+  gain = jnp.where(top > 0, 1 - jnp.sqrt(inner[:, 0, 0]) * y_scale / nonzero(top), 0)
   # ⟨v', old rows⟩, from what W makes of these rows: W [V, V₋] = Q (Q^T Y).
   factor = _dot(inner, _t(whiten))
   overlap = _dot(factor, s[:, :, :1])[:, :k, 0]
-  overlap *= (y_scale / nonzero(z_scale) / nonzero(length[:, 0]))[:, None]
+  overlap /= nonzero(length[:, :1])
   inside = jnp.sum(jnp.where(sigma > LOST * sigma[:, :1], jnp.square(overlap), 0), axis=1)
   smallest = jnp.min(jnp.where(theta > LOST**2 * theta[:, :1], theta, jnp.inf), axis=1)
   ratio = jnp.minimum(smallest / nonzero(theta[:, 0]), NEAR_ONE)
@@ -117,7 +117,7 @@ def subspace_step(
   found = (length > LOST * length[:, :1]) & (values > 0)
   right, left = _unit(right, length, found), _unit(left, left_length, found[:, :1])
   v, promise = _with_history(right, v, probes, factor[:, -1:], z)
-  promise = jnp.sqrt(promise * y_scale) * jnp.sqrt(z_scale) / nonzero(top) - 1
+  promise = jnp.sqrt(promise) * y_scale / nonzero(top) - 1
   values = jnp.where(found | jnp.isnan(values), values, 0)
   return Step(values, left, v, error, gain, promise)
 
@@ -169,13 +169,16 @@ def _scaled(rows: Rows) -> tuple[Rows, jax.Array]:
   Rows with a NaN or an infinity become 0, and their scale NaN.
   """
   largest = jnp.concatenate([jnp.max(jnp.abs(x), axis=(1, 2), initial=0) for x in rows])
-  finite = jnp.isfinite(largest)
-  divisor = nonzero(jnp.where(finite, largest, 1))
-  scaled = [
-    jnp.where(good[:, None, None], x / by.astype(x.dtype)[:, None, None], 0)
-    for x, by, good in zip(rows, _split(divisor, rows), _split(finite, rows), strict=True)
+  scale = jnp.where(jnp.isfinite(largest), largest, jnp.nan)
+  return _divided(rows, scale), scale
+
+
+def _divided(rows: Rows, scale: jax.Array) -> Rows:
+  """Every operator's rows by its scale; 0 where that is NaN."""
+  return [
+    jnp.where(jnp.isnan(by)[:, None, None], 0, x / nonzero(by.astype(x.dtype))[:, None, None])
+    for x, by in zip(rows, _split(scale, rows), strict=True)
   ]
-  return scaled, jnp.where(finite, largest, jnp.nan)
 
 
 def _gram(rows: Rows) -> jax.Array:

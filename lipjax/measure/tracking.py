@@ -21,6 +21,8 @@ from lipjax.operators.resolve import Overrides, require_operators
 
 #: Updates between two refreshes at most.
 LONGEST = 16
+#: The share of the tolerance that norms are let use up until then.
+MARGIN = 0.7
 
 
 class Pace(NamedTuple):
@@ -38,12 +40,12 @@ class Pace(NamedTuple):
 def next_pace(pace: Pace, due: jax.Array, progress: Progress, tol: Any) -> Pace:
   """The pace after an update.
 
-  The next interval is the one after which the triplets will be off by half the tolerance,
-  if they go on as in the last one; at most twice as long as that one and never above
-  `LONGEST`.
+  Until the next refresh a norm is off by the error that this one left and by as much as the
+  last one found it had moved, if that goes on. The next interval is the one after which both
+  come to `tol`, less a margin; at most twice as long as the last and never above `LONGEST`.
   """
-  worst = jnp.maximum(progress.drift, progress.error / 2)
-  factor = jnp.clip(tol / 2 / jnp.maximum(worst, 1e-9), 0, 2)
+  left = MARGIN * (tol - progress.error) / jnp.maximum(progress.drift, 1e-9)
+  factor = jnp.clip(left, 0, 2)
   interval = jnp.clip(jnp.floor(pace.interval * factor), 1, LONGEST).astype(jnp.int32)
   interval = jnp.where(due, interval, pace.interval)
   return Pace(interval, jnp.where(due, interval, pace.wait) - 1)
