@@ -4,6 +4,8 @@
   products; `contracts/test_eight_devices.py` runs the sharded tests in such a process).
 - ``LIPJAX_TEST_X64=1``: 64-bit arrays by default.
 - ``LIPJAX_TEST_CACHE=folder``: keep compiled programs there; a second run is much faster.
+- ``XLA_FLAGS``: the compiler's, as everywhere; where it is not set, programs are compiled fast
+  instead of well, as most run once. ``XLA_FLAGS= pytest`` tests what users get.
 - ``HYPOTHESIS_PROFILE``: ``ci`` (default), ``quick`` or ``thorough``.
 """
 
@@ -15,6 +17,11 @@ import jax
 import pytest
 from hypothesis import settings
 
+if "XLA_FLAGS" not in os.environ:
+  flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+  if jax.__version_info__ < (0, 11):  # later ones do not know it, and abort
+    flags += ["--xla_cpu_use_fusion_emitters=false"]
+  os.environ["XLA_FLAGS"] = " ".join(flags)
 N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
 if N_DEVICES > 1:
   jax.config.update("jax_platforms", "cpu")

@@ -87,10 +87,10 @@ def add_spectral_decay(
 
   **When it measures.** A refresh is one step, two products with every weight, and more
   where :math:`\sigma_1` is not within `tol` yet. It also says how far the triplets of the
-  last one were off, and the next one is due when they will be off by half of `tol` at that
-  pace: after one update where weights move fast, after 16 where they barely move. (So
-  weights that are replaced between two updates are noticed after 16 at the latest; with
-  ``every=1`` at once.)
+  last one were off, and the next one is due before that, if it goes on, and the error that is
+  left come to `tol`: after one update where weights move fast, after 16 where they barely
+  move. (So weights that are replaced between two updates are noticed after 16 at the latest;
+  with ``every=1`` at once.)
 
   A leaf with a NaN or an infinity has sigma NaN and gets no term.
 

@@ -50,9 +50,9 @@ def test_weights_at_rest_are_left_alone_also_where_some_are_zero():
 @pytest.mark.parametrize("rate", [5e-4, 2e-3, 6e-3, 0.03])
 def test_weights_that_grow_or_shrink_are_followed_within_a_percent(moving, rate):
   for signed in (rate, -rate):
-    grown = lambda i, signed=signed: PARAMS | {
-      moving: jax.tree.map(lambda w: w * (1 + signed) ** i, PARAMS[moving])
-    }
+    grown = lambda i, signed=signed: (
+      PARAMS | {moving: jax.tree.map(lambda w: w * (1 + signed) ** i, PARAMS[moving])}
+    )
     lags, state = follow(grown, 40)
     assert lags[1:].max() < 0.01
     assert (state.pace.interval > 3) == (rate < 2e-3)
