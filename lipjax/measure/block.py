@@ -20,7 +20,7 @@ from lipjax.operators.products import compute_dtype
 #: have singular values closer together, which takes more vectors to keep apart; that makes
 #: a step dearer by a fifth on a CPU, and not at all on a GPU. Convolutions have whole
 #: clusters of nearly equal ones.
-SIZE_OF_ONE, FEWEST, MOST, CONVOLUTIONS = 16, 4, 8, 12
+SIZE_OF_ONE, FEWEST, MOST, CONVOLUTIONS = 8, 4, 8, 12
 
 
 class SingularBlock(NamedTuple):
