@@ -15,10 +15,11 @@ from lipjax.measure.scaling import norm_and_direction
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.products import compute_dtype
 
-#: Singular values that are followed unless told otherwise. With 4 a step is cheaper, but takes
-#: half of the time on a CPU and all of it on a GPU, and three times as many are needed where
-#: values crowd at the top. Convolutions have whole clusters of nearly equal ones.
-MATRICES, CONVOLUTIONS = 8, 12
+#: Singular values that are followed unless told otherwise: one for so many rows or columns
+#: of the largest matrix (whichever it has fewer of), within these limits. With 4 of a large
+#: matrix a step takes half of the time on a CPU and all of it on a GPU, and three times as many
+#: are needed where values crowd at the top. Convolutions have whole clusters of equal ones.
+SIZE_OF_ONE, FEWEST, MOST, CONVOLUTIONS = 4, 4, 8, 12
 
 
 class SingularBlock(NamedTuple):
@@ -39,9 +40,20 @@ class SingularBlock(NamedTuple):
   v: Any
 
 
-def default_k(operators: Mapping[str, LinearOperator]) -> int:
+def default_k(operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]) -> int:
   """How many singular values of every operator of a tree are followed."""
-  return CONVOLUTIONS if any(op.has_probes for op in operators.values()) else MATRICES
+
+  def size(operator, shape):
+    n = len(operator.batch_shape(shape))
+    return min(
+      math.prod(operator.input_shape(shape)[n:]), math.prod(operator.output_shape(shape)[n:])
+    )
+
+  moving = {path: op for path, op in operators.items() if not op.has_closed_form}
+  if any(op.has_probes for op in moving.values()):
+    return CONVOLUTIONS
+  largest = max((size(op, leaves[path].shape) for path, op in moving.items()), default=0)
+  return min(max(largest // SIZE_OF_ONE, FEWEST), MOST)
 
 
 def n_rows(operator: LinearOperator, k: int) -> int:

@@ -51,7 +51,8 @@ def init_singular_vectors(
   Args:
     params: a pytree of arrays.
     k: how many singular values of every operator are followed; when None 12 where there are
-      convolutions as operators, else 8. More make a step dearer and fewer of them needed.
+      convolutions as operators, else 8, or 4 to 8 where no matrix has 32 rows and columns. More
+      make a step dearer and fewer of them needed.
     start: ``"random"``, or ``"converged"``: the top vector is measured, as exactly as by
       `spectral_norms`, and the others are random.
     key: of the random start, folded with each leaf's path; a fixed key when None.
@@ -79,7 +80,7 @@ def init_singular_vectors(
   key = jax.random.key(0) if key is None else key
   operators = resolve_operators(params, layout, layout_overrides)
   leaves = float_leaves(params)
-  k = default_k(operators) if k is None else k
+  k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
   triplets = {}
   if start == "converged":
@@ -94,7 +95,7 @@ def converged_blocks(
   """The blocks of ``start="converged"``, by path."""
   check_k(k)
   key = jax.random.key(0) if key is None else key
-  k = default_k(operators) if k is None else k
+  k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
   return _start_blocks(tuple(groups), k, key, top_triplets(operators, leaves, key=key))
 
