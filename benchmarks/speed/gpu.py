@@ -172,7 +172,9 @@ def cold(sizes: tuple[int, int]) -> dict[str, Any]:
 
 def run_tests(seconds: float) -> dict[str, Any]:
   """The names of the tests that fail on this device, and how many ran in the time."""
-  environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  # Without flags the tests would be compiled fast instead of as users compile.
+  flags = os.environ.get("XLA_FLAGS", "")
+  environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_FLAGS": flags}
   workers = str(min(os.cpu_count() or 1, 12))
   command = [sys.executable, "-m", "pytest", "-q", "-n", workers, "-p", "no:cacheprovider", *TESTS]
   root = Path(__file__).parents[2]

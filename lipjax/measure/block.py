@@ -17,8 +17,8 @@ from lipjax.operators.products import compute_dtype
 
 #: Singular values that are followed unless told otherwise: one for so many rows or columns
 #: of the largest matrix (whichever it has fewer of), within these limits. With 4 of a large
-#: matrix a step takes half of the time on a CPU and all of it on a GPU, and three times as many
-#: are needed where values crowd at the top. Convolutions have whole clusters of equal ones.
+#: matrix a step takes half to three quarters of the time on a CPU, and two to three times as
+#: many are needed where values crowd at the top. Convolutions have whole clusters of them.
 SIZE_OF_ONE, FEWEST, MOST, CONVOLUTIONS = 4, 4, 8, 12
 
 

@@ -313,9 +313,9 @@ def test_evaluation_equals_the_training_forward_before(wrap):
 
 def test_remeasure_after_weights_were_replaced():
   """equinox#810: stale vectors claim 2.15 for a true 4.22."""
-  model, variables = dense(n_in=40, n_out=30)
+  model, variables = dense(n_in=40, n_out=30, k=4)
   variables = with_kernel(variables, batch(40, 30, seed=11))
-  assert norm_of(model, variables, batch(40)) > 1.1
+  assert norm_of(model, variables, batch(40)) > 1.5
   new = remeasure(model, variables, batch(40), update_stats=False)
   assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, variables)
   np.testing.assert_allclose(norm_of(model, new, batch(40)), 1, rtol=1e-5)

@@ -279,9 +279,9 @@ def test_evaluation_is_frozen_and_equals_the_forward_before(wrap):
 
 def test_remeasure_after_weights_were_replaced():
   """equinox#810: stale vectors claim 2.15 for a true 4.22."""
-  model = linear(40, 30, update_stats=False)
+  model = linear(40, 30, update_stats=False, k=4)
   model.layer_instance.kernel[...] = batch(40, 30, seed=11)
-  assert norm_of(model, batch(40)) > 1.1
+  assert norm_of(model, batch(40)) > 1.5
   model.remeasure()
   np.testing.assert_allclose(norm_of(model, batch(40)), 1, rtol=1e-5)
 
