@@ -19,6 +19,7 @@ from hypothesis import settings
 
 if "XLA_FLAGS" not in os.environ:
   flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+  flags += ["--xla_cpu_parallel_codegen_split_count=1"]
   if jax.__version_info__ < (0, 11):  # later ones do not know it, and abort
     flags += ["--xla_cpu_use_fusion_emitters=false"]
   os.environ["XLA_FLAGS"] = " ".join(flags)

@@ -48,7 +48,7 @@ def top_sigma(matrix):
 
 def jacobian(fn, x):
   """The matrix (outputs, inputs) of the Jacobian of `fn` at `x`, in float64."""
-  dense = np.asarray(jax.jacobian(fn)(x), np.float64)
+  dense = np.asarray(jax.jit(jax.jacobian(fn))(x), np.float64)
   n_in = math.prod(x.shape)
   n_out = math.prod(dense.shape[: dense.ndim - len(x.shape)])
   return dense.reshape(n_out, n_in)
@@ -86,7 +86,8 @@ def check_operator(operator, w):
   n = len(operator.batch_shape(w.shape))
   x = normal(1, operator.input_shape(w.shape))
   y = normal(2, operator.output_shape(w.shape))
-  out, back = operator.apply(w, x), operator.adjoint(w, y)
+  apply, adjoint = jax.jit(operator.apply), jax.jit(operator.adjoint)
+  out, back = apply(w, x), adjoint(w, y)
   assert out.shape == y.shape
   assert back.shape == x.shape
   assert x.shape[:n] == y.shape[:n] == operator.batch_shape(w.shape)
@@ -96,15 +97,15 @@ def check_operator(operator, w):
   atol = (
     8
     * float(jnp.finfo(FLOAT).eps)
-    * float(jnp.sum(jnp.abs(y) * operator.apply(jnp.abs(w), jnp.abs(x))))
+    * float(jnp.sum(jnp.abs(y) * apply(jnp.abs(w), jnp.abs(x))))
   )
   dims_x, dims_y = tuple(range(n, x.ndim)), tuple(range(n, y.ndim))
   np.testing.assert_allclose(
     jnp.sum(y * out, axis=dims_y), jnp.sum(back * x, axis=dims_x), rtol=0, atol=atol
   )
-  gradient = operator.weight_gradient(w.shape, x, y)
+  gradient = jax.jit(operator.weight_gradient, static_argnums=0)(w.shape, x, y)
   assert gradient.shape == w.shape
-  expected = jax.grad(lambda w: jnp.sum(y * operator.apply(w, x)))(w.astype(FLOAT))
+  expected = jax.jit(jax.grad(lambda w: jnp.sum(y * operator.apply(w, x))))(w.astype(FLOAT))
   eps = 8 * float(jnp.finfo(FLOAT).eps)
   # Sums of terms of any size: entries near zero have no relative accuracy.
   largest = float(jnp.max(jnp.abs(expected), initial=0))

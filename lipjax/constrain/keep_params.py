@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,12 +11,12 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.constrain.leaves import (
+  ORTHOGONAL_BY_METHOD,
+  SCALE_BY_ORDER,
   LeafProjection,
   Order,
   map_leaves,
-  orthogonal,
   scale_frobenius,
-  scale_operator_norm,
 )
 from lipjax.constrain.polar import PolarMethod
 from lipjax.constrain.projections import (
@@ -130,7 +129,7 @@ def keep_params_in_operator_norm_ball(
   """
   check_order(order)
   check_radius(radius)
-  name, project = "keep_params_in_operator_norm_ball", functools.partial(scale_operator_norm, order)
+  name, project = "keep_params_in_operator_norm_ball", SCALE_BY_ORDER[order]
   return masked(_keep(name, project, radius, layout, layout_overrides), mask)
 
 
@@ -172,8 +171,8 @@ def keep_params_orthogonal(
     [[1.0, 0.0], [0.0, 1.0]]
   """
   check_polar_method(method)
-  project = lambda operator, w, _: orthogonal(method, operator, w)
-  return masked(_keep("keep_params_orthogonal", project, 1.0, layout, layout_overrides), mask)
+  name, project = "keep_params_orthogonal", ORTHOGONAL_BY_METHOD[method]
+  return masked(_keep(name, project, 1.0, layout, layout_overrides), mask)
 
 
 def keep_params_in_box(

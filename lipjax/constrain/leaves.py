@@ -7,8 +7,9 @@ slice with a NaN or an infinity has no norm and is left as it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,15 @@ def map_leaves(
       projected[path] = w
       continue
     args = (w, radius) if by_path is None else (w, radius, by_path[path])
-    run = lambda w, *rest, operator=operator: project(operator, w, *rest).astype(w.dtype)
-    projected[path] = result_sharded(run, w, jax.typeof(w).sharding.spec)(*args)
+    projected[path] = _projected(project, operator, *args)
   return projected
+
+
+@functools.partial(jax.jit, static_argnames=("project", "operator"))
+def _projected(project, operator, w, *rest):
+  """One leaf, compiled once for leaves of one shape when called outside jit."""
+  run = lambda w, *rest: project(operator, w, *rest).astype(w.dtype)
+  return result_sharded(run, w, jax.typeof(w).sharding.spec)(w, *rest)
 
 
 def scale_to(operator: LinearOperator, w: jax.Array, radius, norm: jax.Array) -> jax.Array:
@@ -89,9 +96,14 @@ def scale_frobenius(operator: LinearOperator, w: jax.Array, radius) -> jax.Array
   return scale_to(operator, w, radius, frobenius_norm(operator, w))
 
 
-def scale_operator_norm(order: Order, operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
-  r"""Scaled by the operator norm from and to :math:`\ell_1` or :math:`\ell_\infty`."""
+def _scale_operator_norm(order: Order, operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
   return scale_to(operator, w, radius, operator_norm_of_order(order, operator, w))
+
+
+#: Scaled by the operator norm from and to :math:`\ell_1` or :math:`\ell_\infty`.
+SCALE_BY_ORDER: dict[str, LeafProjection] = {
+  order: functools.partial(_scale_operator_norm, order) for order in get_args(Order)
+}
 
 
 def operator_norm_of_order(order: Order, operator: LinearOperator, w: jax.Array) -> jax.Array:
@@ -133,10 +145,15 @@ def clip_sign(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
   return _on_matrices(clip_by_sign, _clip_entries, operator, w, radius)
 
 
-def orthogonal(method: PolarMethod, operator: LinearOperator, w: jax.Array) -> jax.Array:
-  """Every nonzero singular value set to 1."""
+def _orthogonal(method: PolarMethod, operator: LinearOperator, w: jax.Array, _) -> jax.Array:
   nearest = lambda x, _: unless_rounding(polar_factor(x, method), x)
   return _on_matrices(nearest, lambda w, _: jnp.sign(w), operator, w, 1)
+
+
+#: Every nonzero singular value set to 1.
+ORTHOGONAL_BY_METHOD: dict[str, LeafProjection] = {
+  method: functools.partial(_orthogonal, method) for method in get_args(PolarMethod)
+}
 
 
 def _clip_entries(w, radius):

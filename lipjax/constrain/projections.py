@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import numbers
 from typing import Any, Literal, get_args
 
@@ -10,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from lipjax.constrain.leaves import (
+  ORTHOGONAL_BY_METHOD,
+  SCALE_BY_ORDER,
   Order,
   clip_sign,
   clip_svd,
   clip_top,
   map_leaves,
-  orthogonal,
   scale_frobenius,
-  scale_operator_norm,
   scale_spectral,
 )
 from lipjax.constrain.polar import PolarMethod
@@ -178,8 +177,7 @@ def project_operator_norm_ball(
   check_order(order)
   check_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
-  project = functools.partial(scale_operator_norm, order)
-  return _replaced(params, map_leaves(project, operators, leaves, radius))
+  return _replaced(params, map_leaves(SCALE_BY_ORDER[order], operators, leaves, radius))
 
 
 def orthogonalize(
@@ -226,8 +224,7 @@ def orthogonalize(
   """
   check_polar_method(method)
   operators, leaves = _resolve(params, layout, layout_overrides)
-  project = lambda operator, w, _: orthogonal(method, operator, w)
-  return _replaced(params, map_leaves(project, operators, leaves, 1.0))
+  return _replaced(params, map_leaves(ORTHOGONAL_BY_METHOD[method], operators, leaves, 1.0))
 
 
 def clip_weights(params: Any, limit: float | jax.Array) -> Any:

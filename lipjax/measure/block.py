@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lipjax.measure.scaling import norm_and_direction
+from lipjax.measure.starts import noise, random_unit
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.products import compute_dtype
 
@@ -72,19 +70,10 @@ def block_shapes(operator: LinearOperator, shape: tuple[int, ...], k: int) -> Si
 def random_block(
   operator: LinearOperator, w: jax.Array | jax.ShapeDtypeStruct, k: int, key: jax.Array, path: str
 ) -> SingularBlock:
-  """Random right vectors, nothing measured; the key is folded with the leaf's path.
-
-  Folding by path gives a leaf the same start whatever other leaves there are, and
-  different leaves different starts.
-  """
+  """Random right vectors, nothing measured."""
   shapes, dtype = block_shapes(operator, w.shape, k), compute_dtype(w.dtype)
   n_batch = len(operator.batch_shape(w.shape))
-  folded = jax.random.fold_in(key, zlib.crc32(path.encode()))
-  # One random number: `jax.random` takes a second to compile for an array of every shape.
-  seed = jax.random.bits(folded, (), jnp.uint32)
-  rows = math.prod(shapes.v[: n_batch + 1])
-  v = _noise(rows, math.prod(shapes.v[n_batch + 1 :]), seed, dtype).reshape(shapes.v)
-  v = norm_and_direction(v, n_batch + 1)[1]
+  v = random_unit(key, path, shapes.v, n_batch + 1, dtype)
   return SingularBlock(jnp.zeros(shapes.sigma, dtype), jnp.zeros(shapes.u, dtype), v)
 
 
@@ -94,13 +83,4 @@ def fixed_rows(n: int, size: int, dtype: Any) -> jax.Array:
   A zero, short-rank or non-finite weight leaves fewer directions than there are rows, and no
   key is at hand in an update.
   """
-  return _noise(n, size, jnp.uint32(0), dtype) * math.sqrt(3 / max(size, 1))
-
-
-def _noise(n: int, size: int, seed: jax.Array | np.uint32, dtype: Any) -> jax.Array:
-  """Numbers between −1 and 1 as good as random ones: the finalizer of MurmurHash3."""
-  x = jnp.arange(1, n * size + 1, dtype=jnp.uint32).reshape(n, size) ^ seed
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  x = x ^ (x >> 16)
-  return (x >> 8).astype(dtype) * (2 / 2**24) - 1
+  return noise((n, size), dtype) * math.sqrt(3 / max(size, 1))

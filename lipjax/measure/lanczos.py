@@ -188,8 +188,9 @@ def _orthogonal_direction(x, basis, bidiagonal):
   x = x / nonzero(largest)
   for _ in range(2):  # twice is enough (Kahan; Parlett 1980, section 6-9)
     x = x - (basis @ x) @ basis
-  length, direction = norm_and_direction(x, 0)
-  length = length * largest
+  # Nothing is above 1, and what squares to less than the dtype's range is rounding.
+  length = jnp.sqrt(jnp.sum(jnp.square(x)))
+  direction, length = x / nonzero(length), length * largest
   noise = 8 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(bidiagonal))
   exhausted = length <= noise
   return jnp.where(exhausted, 0, length), jnp.where(exhausted, 0, direction)

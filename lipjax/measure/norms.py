@@ -24,7 +24,7 @@ from lipjax.measure.options import check_k
 from lipjax.measure.power_iteration import power_iteration
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.sharding import replicated_result
-from lipjax.measure.starts import random_unit
+from lipjax.measure.starts import noise, seed_of
 from lipjax.measure.triplet import (
   SingularTriplet,
   clean,
@@ -217,7 +217,7 @@ def lanczos_slice(
   apply = lambda x: operator.apply(w, x.reshape(in_shape)).ravel()
   adjoint = lambda y: operator.adjoint(w, y.reshape(out_shape)).ravel()
   n = math.prod(out_shape)
-  start = random_unit(key, "lanczos", (k or 1, math.prod(in_shape)), 1, dtype)
+  start = noise((k or 1, math.prod(in_shape)), dtype, seed_of(key, "lanczos"))
   if k is None:
     triplet = golub_kahan_lanczos(apply, adjoint, start[0], n, tol=tol)
   else:

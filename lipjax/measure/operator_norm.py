@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from lipjax.measure.derivatives import differentiable_norm
 from lipjax.measure.lanczos import golub_kahan_lanczos
-from lipjax.measure.scaling import norm_and_direction
+from lipjax.measure.starts import random_unit
 from lipjax.measure.triplet import SingularTriplet
 from lipjax.operators.products import compute_dtype
 
@@ -97,9 +97,9 @@ class FlatMap(NamedTuple):
     return 0 in (self.n_in, self.n_out)
 
   def random_start(self, key: jax.Array | None) -> jax.Array:
-    """A uniformly distributed direction; the same one for no key."""
+    """A random direction; the same one for no key."""
     key = jax.random.key(0) if key is None else key
-    return norm_and_direction(jax.random.normal(key, (self.n_in,), self.dtype), 0)[1]
+    return random_unit(key, "", (self.n_in,), 0, self.dtype)
 
   def with_derivative(self, triplet: SingularTriplet) -> jax.Array:
     r"""The measured norm, with derivatives in what the function closes over."""

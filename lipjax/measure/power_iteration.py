@@ -49,7 +49,7 @@ def power_iteration(
     operator: what kind of linear map `w` is.
     w: the weight, any floating dtype; computed in float32 or wider. Batch axes of
       the operator give one triplet a slice.
-    start: ``"random"`` (normal, from `key`), ``"ones"`` (the papers' choice, wrong
+    start: ``"random"`` (from `key`), ``"ones"`` (the papers' choice, wrong
       when orthogonal to the answer), or an array of the operator's output shape.
     key: for the random start; a fixed key when None.
     n_steps: that many steps.

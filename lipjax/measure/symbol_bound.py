@@ -13,6 +13,7 @@ from jax import lax
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps, schatten_norm
 from lipjax.measure.rounding import SMALL, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
+from lipjax.measure.starts import noise
 from lipjax.operators.symbol import Symbols, block_kernel, evaluate, symbols
 from lipjax.operators.window import Window
 
@@ -164,7 +165,7 @@ def _lanczos_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
 
   *stack, m, n = real.shape
   k = min(m, n, TWIST_STEPS)
-  v = jax.random.normal(jax.random.key(0), (2, n), real.dtype)
+  v = noise((2, n), real.dtype)
   v = jnp.broadcast_to(v / norm(v), (*stack, 2, n))
   start = (v, jnp.zeros((*stack, 2, m), v.dtype), jnp.zeros((*stack, 1, 1), v.dtype))
   _, (alphas, betas) = lax.scan(step, start, length=k)
