@@ -95,9 +95,7 @@ def check_operator(operator, w):
 
   # A sum of w.size rounded products: error below eps times the sum of magnitudes.
   atol = (
-    8
-    * float(jnp.finfo(FLOAT).eps)
-    * float(jnp.sum(jnp.abs(y) * apply(jnp.abs(w), jnp.abs(x))))
+    8 * float(jnp.finfo(FLOAT).eps) * float(jnp.sum(jnp.abs(y) * apply(jnp.abs(w), jnp.abs(x))))
   )
   dims_x, dims_y = tuple(range(n, x.ndim)), tuple(range(n, y.ndim))
   np.testing.assert_allclose(
