@@ -14,6 +14,8 @@ import numpy as np
 from lipjax.measure.scaling import norm_and_direction
 
 _FIRST, _SECOND = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+#: Zero is mixed to zero; with this no seed of a usual key is.
+_SALT = np.uint32(0x9E3779B9)
 
 
 def noise(shape: tuple[int, ...], dtype: Any, seed: Any = 0) -> jax.Array:
@@ -21,7 +23,8 @@ def noise(shape: tuple[int, ...], dtype: Any, seed: Any = 0) -> jax.Array:
 
   `jax.random` takes a third of a second to compile for every shape of an array.
   """
-  x = jnp.arange(1, math.prod(shape) + 1, dtype=jnp.uint32) ^ jnp.uint32(seed)
+  # Mixed before the seed comes in: else near seeds would give the same numbers, permuted.
+  x = _mixed(jnp.arange(1, math.prod(shape) + 1, dtype=jnp.uint32)) ^ jnp.uint32(seed)
   return ((_mixed(x) >> 8).astype(dtype) * (2 / 2**24) - 1).reshape(shape)
 
 
@@ -31,7 +34,7 @@ def seed_of(key: jax.Array, path: str) -> jax.Array:
   The path gives a leaf the same start whatever other leaves there are, and different
   leaves different starts.
   """
-  seed = jnp.uint32(zlib.crc32(path.encode()))
+  seed = jnp.uint32(zlib.crc32(path.encode())) ^ _SALT
   for word in jax.random.key_data(key).ravel():
     seed = _mixed(seed ^ word)
   return seed
