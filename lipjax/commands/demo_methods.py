@@ -54,5 +54,5 @@ def _sgd() -> optax.GradientTransformation:
 METHODS = (
   Method("none", (0.0,), _none),
   Method("L2", (0.003, 0.01, 0.03), _l2),
-  Method("spectral", (0.03, 0.1, 0.3), _spectral),
+  Method("spectral", (0.1, 0.3, 1.0), _spectral),
 )

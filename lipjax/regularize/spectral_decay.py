@@ -14,6 +14,7 @@ from lipjax.measure.refresh import TOL, refresh
 from lipjax.measure.sharding import replicated_like, result_sharded
 from lipjax.measure.tracking import (
   Pace,
+  anywhere,
   group_params,
   init_tracked,
   next_pace,
@@ -171,7 +172,7 @@ def add_spectral_decay(
     if not groups:
       return updates, state._replace(count=optax.safe_increment(count))
     check_vectors(vectors, groups, name, k)
-    due = pace.wait <= 0 if every is None else count % every == 0
+    due = anywhere(pace.wait <= 0 if every is None else count % every == 0)
     vectors, progress = refresh(groups, leaves, vectors, n_steps=n_steps, tol=tol, due=due)
     value = strength(count) if callable(strength) else strength
     if isinstance(value, (int, float)) and value == 0:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from reference import normal
 
@@ -63,3 +64,44 @@ def test_a_pace_of_the_users_own():
   np.testing.assert_allclose(lags[[0, 4, 8]], 0, atol=1e-2)
   np.testing.assert_allclose(lags[[1, 2, 3]], 1 - 1.1 ** -np.arange(1, 4), atol=1e-2)
   assert state.vectors.steps >= 3
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("every", [None, 10])
+def test_an_ensemble_waits_as_one_network_does(every, depth):
+  """Under vmap a branch became a select, and the steps were taken at every update."""
+  tx = lipjax.add_spectral_decay(0.1, every=every)
+  params = {"kernel": normal(0, (3, 2, 8, 6)[2 - depth :])}
+  init, update = tx.init, tx.update
+  for _ in range(depth):
+    init, update = jax.vmap(init), jax.vmap(update)
+  update, state, zeros = jax.jit(update), init(params), jax.tree.map(jnp.zeros_like, params)
+  assert update.lower(zeros, state, params).as_text().count("stablehlo.case") == 1
+  # One member's weights start to grow: all are measured when it is due, each by itself.
+  for i in range(12):
+    _, state = update(zeros, state, params)
+    first = (0,) * depth
+    params = {"kernel": params["kernel"].at[first].multiply(1.02 if i > 5 else 1.0)}
+  steps = np.asarray(state.vectors.steps)
+  assert steps.min() >= 2
+  assert steps.max() < 40
+  exact = np.linalg.norm(np.asarray(params["kernel"], np.float64), 2, axis=(-2, -1))
+  found = np.asarray(lipjax.read_spectral_norms(state)["kernel"])
+  np.testing.assert_allclose(found, exact, rtol=0.05 if every is None else 0.2)
+
+
+def test_derivatives_pass_through_an_update():
+  tx = optax.chain(lipjax.add_spectral_decay(0.1), optax.sgd(0.1))
+  start = {"kernel": normal(1, (6, 4))}
+
+  def after_two(scale):
+    params, state = start, tx.init(start)
+    for _ in range(2):
+      updates, state = tx.update(jax.tree.map(lambda w: scale * w, params), state, params)
+      params = optax.apply_updates(params, updates)
+    return jnp.sum(jnp.square(params["kernel"]))
+
+  slope = jax.grad(after_two)(0.3)
+  numeric = (after_two(0.31) - after_two(0.29)) / 0.02
+  np.testing.assert_allclose(slope, numeric, rtol=1e-2)
+  np.testing.assert_allclose(jax.jvp(after_two, (0.3,), (1.0,))[1], slope, rtol=1e-5)
