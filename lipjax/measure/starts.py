@@ -34,8 +34,12 @@ def seed_of(key: jax.Array, path: str) -> jax.Array:
   The path gives a leaf the same start whatever other leaves there are, and different
   leaves different starts.
   """
+  words = jax.random.key_data(key)
+  if words.ndim != 1:
+    msg = f"key is an array of {words.shape[:-1]} keys; expected one. Vmap over several."
+    raise ValueError(msg)
   seed = jnp.uint32(zlib.crc32(path.encode())) ^ _SALT
-  for word in jax.random.key_data(key).ravel():
+  for word in words:
     seed = _mixed(seed ^ word)
   return seed
 

@@ -91,7 +91,7 @@ def add_spectral_decay(
   last one were off, and the next one is due before that, if it goes on, and the error that is
   left come to `tol`: after one update where weights move fast, after 16 where they barely
   move. (So weights that are replaced between two updates are noticed after 16 at the latest;
-  with ``every=1`` at once.)
+  with ``every=1`` at once.) Under `jax.vmap` all members are refreshed when one is due.
 
   A leaf with a NaN or an infinity has sigma NaN and gets no term.
 

@@ -237,3 +237,20 @@ def test_under_jit_and_vmap_with_a_traced_radius():
 def test_wrong_arguments_raise(call, message):
   with pytest.raises(ValueError, match=message):
     call({"kernel": jnp.eye(2)})
+
+
+@pytest.mark.parametrize(
+  "project",
+  [
+    lambda p: lipjax.project_spectral_ball(p, 1.0, method="clip_svd"),
+    lambda p: lipjax.project_spectral_ball(p, 1.0, method="clip_sign"),
+    lambda p: lipjax.project_operator_norm_ball(p, 1.0, order="one"),
+    lambda p: lipjax.project_frobenius_ball(p, 1.0),
+    lipjax.orthogonalize,
+  ],
+)
+def test_outside_jit_a_leaf_is_one_program_compiled_once(project):
+  params = {"kernel": normal(0, (6, 4))}
+  first, second = (jax.make_jaxpr(project)(params).eqns for _ in range(2))
+  (one,), (again,) = first, second
+  assert one.params["jaxpr"] is again.params["jaxpr"]

@@ -30,6 +30,15 @@ def test_every_key_and_every_path_has_its_own_seed():
   assert len(set(jax.vmap(lambda key: seed_of(key, "a"))(split).tolist())) == 100
 
 
+def test_several_keys_where_one_belongs_raise():
+  keys, params = jax.random.split(jax.random.key(0), 3), {"kernel": jnp.eye(3)}
+  for measure in (lipjax.spectral_norms, lipjax.init_singular_vectors):
+    with pytest.raises(ValueError, match=r"\(3,\) keys; expected one"):
+      measure(params, key=keys)
+    with pytest.raises(TypeError, match="key"):
+      measure(params, key=3)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (3, 2, 2), (3, 1), (3, 0)])
 def test_directions_are_units_of_their_own(shape):
   found = random_unit(jax.random.key(0), "a", shape, 1, jnp.float32)

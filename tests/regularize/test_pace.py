@@ -79,15 +79,16 @@ def test_an_ensemble_waits_as_one_network_does(every, depth):
   assert update.lower(zeros, state, params).as_text().count("stablehlo.case") == 1
   # One member's weights start to grow: all are measured when it is due, each by itself.
   for i in range(12):
+    if i > 5:
+      params = {"kernel": params["kernel"].at[(0,) * depth].multiply(1.02)}
     _, state = update(zeros, state, params)
-    first = (0,) * depth
-    params = {"kernel": params["kernel"].at[first].multiply(1.02 if i > 5 else 1.0)}
   steps = np.asarray(state.vectors.steps)
   assert steps.min() >= 2
   assert steps.max() < 40
   exact = np.linalg.norm(np.asarray(params["kernel"], np.float64), 2, axis=(-2, -1))
   found = np.asarray(lipjax.read_spectral_norms(state)["kernel"])
-  np.testing.assert_allclose(found, exact, rtol=0.05 if every is None else 0.2)
+  # The last of `every` ten was one update ago, which the one member grew by 2 % in.
+  np.testing.assert_allclose(found, exact, rtol=0.01 if every is None else 0.021)
 
 
 def test_derivatives_pass_through_an_update():
