@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -66,12 +67,14 @@ def _results(data, n_seeds, n_steps, *, quick):
   with Progress(*columns, TextColumn("steps"), TimeElapsedColumn()) as progress:
     for method in METHODS:
       strengths = method.grid[:2] if quick else method.grid
-      title = f"{method.name}: {len(strengths) * n_seeds} networks at once"
-      task = progress.add_task(title, total=n_steps)
-      trained = demo_train.train(
-        method, strengths, n_seeds, n_steps, data.train, lambda n, t=task: progress.advance(t, n)
-      )
-      results.append(demo_evaluate.evaluate(method, strengths, trained, data))
+      title = f"{method.name}: {len(strengths)} × {n_seeds} networks"
+      task = progress.add_task(title, total=len(strengths) * n_steps)
+      on_progress = functools.partial(progress.advance, task)
+      trained = {
+        strength: demo_train.train(method, strength, n_seeds, n_steps, data.train, on_progress)
+        for strength in strengths
+      }
+      results.append(demo_evaluate.evaluate(method, trained, data))
   return results
 
 

@@ -62,27 +62,27 @@ class Result(NamedTuple):
     return float(np.max(gaps))
 
 
-def evaluate(method: Method, strengths: tuple[float, ...], trained: Trained, data: Digits):
+def evaluate(method: Method, trained: dict[float, Trained], data: Digits) -> Result:
   """Chooses the strength on validation images and measures it on test images.
 
   The criterion is the mean of clean accuracy and accuracy under the attack, over seeds:
   neither robustness nor accuracy alone.
   """
-  scores = [
-    float(np.mean(_validation_score(_pick(trained.params, i), data.validation)))
-    for i in range(len(strengths))
-  ]
-  best = int(np.argmax(scores))
-  params = _pick(trained.params, best)
+  scores = {
+    strength: float(np.mean(_validation_score(outcome.params, data.validation)))
+    for strength, outcome in trained.items()
+  }
+  best = max(scores, key=lambda strength: scores[strength])
+  params, history, tracked = trained[best]
   return Result(
     method,
-    strengths[best],
-    dict(zip(strengths, scores, strict=True)),
+    best,
+    scores,
     np.asarray(_noisy(params, data.test)),
     np.stack([_attacked(params, data.test, radius) for radius in RADII]),
     exact_norms(params),
-    _pick(trained.tracked, best),
-    _pick(trained.history, best),
+    tracked,
+    history,
   )
 
 
@@ -106,7 +106,3 @@ def _noisy(params, split):
 @jax.jit
 def _attacked(params, split, radius):
   return jax.vmap(lambda p: attacked_accuracy(p, split, radius))(params)
-
-
-def _pick(tree, index):
-  return jax.tree.map(lambda x: x[index], tree)

@@ -11,6 +11,7 @@ import optax
 import lipjax
 
 Strength = float | jax.Array
+Transformation = Callable[[Strength], optax.GradientTransformation]
 
 
 class Method(NamedTuple):
@@ -24,27 +25,18 @@ class Method(NamedTuple):
 
   name: str
   grid: tuple[float, ...]
-  transformation: Callable[[Strength], optax.GradientTransformation]
-
-
-def _none(strength: Strength) -> optax.GradientTransformation:
-  del strength
-  return optax.chain(_monitor(), _sgd())
+  transformation: Transformation
 
 
 def _l2(strength: Strength) -> optax.GradientTransformation:
   kernels = lambda params: jax.tree.map(lambda w: w.ndim == 2, params)
   decay = optax.add_decayed_weights(strength, mask=kernels)
-  return optax.chain(decay, _monitor(), _sgd())
+  # With strength 0 the updates pass bit for bit and the norms are still measured.
+  return optax.chain(decay, lipjax.add_spectral_decay(0.0), _sgd())
 
 
 def _spectral(strength: Strength) -> optax.GradientTransformation:
   return optax.chain(lipjax.add_spectral_decay(strength), _sgd())
-
-
-def _monitor() -> optax.GradientTransformation:
-  # With strength 0 the updates pass bit for bit and the norms are still measured.
-  return lipjax.add_spectral_decay(0.0)
 
 
 def _sgd() -> optax.GradientTransformation:
@@ -52,7 +44,7 @@ def _sgd() -> optax.GradientTransformation:
 
 
 METHODS = (
-  Method("none", (0.0,), _none),
+  Method("none", (0.0,), _l2),
   Method("L2", (0.003, 0.01, 0.03), _l2),
   Method("spectral", (0.1, 0.3, 1.0), _spectral),
 )

@@ -29,6 +29,22 @@ REPLACED = 0.1
 N_PROBES = 2
 
 
+@jax.custom_batching.custom_vmap
+def anywhere(due: jax.Array) -> jax.Array:
+  """`due`; under `jax.vmap` whether any of the batch is, and then all are.
+
+  Where networks are trained side by side, a branch would else be taken at every update, and
+  what a loop does for one member thrown away for the others.
+  """
+  return due
+
+
+@anywhere.def_vmap
+def _(size: int, is_batched: list[bool], due: jax.Array) -> tuple[jax.Array, bool]:
+  del size
+  return anywhere(jnp.any(due) if is_batched[0] else due), False
+
+
 class Progress(NamedTuple):
   """What steps came to, the largest of all operators.
 
@@ -174,7 +190,7 @@ def _iterate(members: list, n_steps, tol) -> tuple[list[SingularBlock], jax.Arra
     i, block, _ = carry
     # NaN compares false, so an operator that is not finite never keeps the others going.
     wanted = jnp.any(block.error > tol) | ((i == 1) & jnp.any(block.promise > tol))
-    return (i < n_steps) | ((i < MAX_STEPS) & wanted)
+    return anywhere((i < n_steps) | ((i < MAX_STEPS) & wanted))
 
   def advance(carry):
     i, block, drift = carry

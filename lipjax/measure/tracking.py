@@ -37,22 +37,6 @@ class Pace(NamedTuple):
   wait: Any
 
 
-@jax.custom_batching.custom_vmap
-def anywhere(due: jax.Array) -> jax.Array:
-  """`due`; under `jax.vmap` whether any of the batch is, and then all are.
-
-  Where networks are trained side by side, `lax.cond` would else do the work at every update
-  and throw it away.
-  """
-  return due
-
-
-@anywhere.def_vmap
-def _(size: int, is_batched: list[bool], due: jax.Array) -> tuple[jax.Array, bool]:
-  del size
-  return anywhere(jnp.any(due) if is_batched[0] else due), False
-
-
 def next_pace(pace: Pace, due: jax.Array, progress: Progress, tol: Any) -> Pace:
   """The pace after an update.
 

@@ -10,11 +10,10 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.measure.options import check_count, check_k, check_steps
-from lipjax.measure.refresh import TOL, refresh
+from lipjax.measure.refresh import TOL, anywhere, refresh
 from lipjax.measure.sharding import replicated_like, result_sharded
 from lipjax.measure.tracking import (
   Pace,
-  anywhere,
   group_params,
   init_tracked,
   next_pace,

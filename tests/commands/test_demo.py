@@ -131,8 +131,8 @@ def test_a_strength_at_the_edge_of_the_grid_is_said_to_be():
 def _tracking_deviation(method, strength, data):
   """Largest deviation of tracked norms from a float64 SVD, updates 50 to 59."""
   key = jax.random.key(0)
-  network = demo_train.start(method, demo_model.init_params(key))
-  step = jax.jit(functools.partial(demo_train.train_step, method, strength, key))
+  network = demo_train.start(method.transformation, demo_model.init_params(key))
+  step = jax.jit(functools.partial(demo_train.train_step, method.transformation, strength, key))
   worst = 0.0
   for t in range(60):
     before = network.params

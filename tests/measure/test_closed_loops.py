@@ -165,4 +165,4 @@ def test_tracked_within_a_percent_at_every_update(loop, name):
   lags, steps = lags[SETTLED:], steps[SETTLED:]
   print(f"{loop} {name}: worst {lags.max():.2%}, mean {lags.mean():.3%}, {steps.mean():.2f} steps")
   assert lags.max() < 0.01
-  assert steps.mean() < 12 if "random" in loop else 3
+  assert steps.mean() < (12 if "random" in loop else 3)
