@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import lipjax
-from lipjax.commands.demo_attack import attacked_accuracy, noisy_accuracy
-from lipjax.commands.demo_data import Digits, Split
+from lipjax.commands.demo_attack import accuracies, noisy_accuracy
+from lipjax.commands.demo_data import Digits
 from lipjax.commands.demo_methods import Method
 from lipjax.commands.demo_train import Trained
 
@@ -69,17 +69,19 @@ def evaluate(method: Method, trained: dict[float, Trained], data: Digits) -> Res
   neither robustness nor accuracy alone.
   """
   scores = {
-    strength: float(np.mean(_validation_score(outcome.params, data.validation)))
+    strength: float(np.mean(_accuracies(outcome.params, data.validation, RADIUS)))
     for strength, outcome in trained.items()
   }
   best = max(scores, key=lambda strength: scores[strength])
   params, history, tracked = trained[best]
+  test = [_accuracies(params, data.test, radius) for radius in RADII[1:]]
+  clean = test[0][0]
   return Result(
     method,
     best,
     scores,
     np.asarray(_noisy(params, data.test)),
-    np.stack([_attacked(params, data.test, radius) for radius in RADII]),
+    np.stack([clean, *(attacked for _, attacked in test)]),
     exact_norms(params),
     tracked,
     history,
@@ -94,15 +96,11 @@ def exact_norms(params: Any) -> dict[str, np.ndarray]:
   return jax.tree.map(np.asarray, norms)
 
 
-def _validation_score(params, split: Split):
-  return (np.asarray(_attacked(params, split, 0.0)) + _attacked(params, split, RADIUS)) / 2
-
-
 @jax.jit
 def _noisy(params, split):
   return jax.vmap(lambda p: noisy_accuracy(p, split))(params)
 
 
 @jax.jit
-def _attacked(params, split, radius):
-  return jax.vmap(lambda p: attacked_accuracy(p, split, radius))(params)
+def _accuracies(params, split, radius):
+  return jax.vmap(lambda p: accuracies(p, split, radius))(params)
