@@ -17,6 +17,7 @@ from jax.extend.core import Literal, Primitive, primitives
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node, Recipe
 from lipjax.certify.jaxprs import consts, opened, source_line
+from lipjax.certify.linear_parts import moved
 
 #: A constant array or a node.
 Operand = Any
@@ -26,6 +27,12 @@ Rule = Callable[..., Any]
 #: Primitives that hold programs, whose results have recipes already.
 CALLS = ("jit", "call", "closed_call", "eval_jaxpr", "checkpoint", "remat2")
 CALLS += ("custom_jvp_call", "custom_vjp_call", "cond", "scan", "while")
+
+#: Functions of entries at the same place, which JAX lets broadcast axes of size 1.
+ENTRYWISE = """add add_any and atan2 clamp div eq ge gt le lt max min mul ne nextafter or pow rem
+select_n sub xor"""
+#: Programs inside of a primitive that its name says as well, or its rule reads.
+READ = ("scatter", *(f"scatter-{what}" for what in ("add", "sub", "mul", "max", "min")))
 
 #: Rules of JAX's own primitives by name, and of others by the primitive itself.
 RULES: dict[str, Rule] = {}
@@ -83,11 +90,15 @@ def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
     return _computed(eqn, operands)
   name = eqn.primitive.name
   rule = rule_of(eqn.primitive)
+  if name in ENTRYWISE.split() and eqn.primitive in _own_primitives():
+    operands = [_spread(x, eqn.outvars[0].aval) for x in operands]
   earlier = [x.part.error for x in operands if isinstance(x, Node) and isinstance(x.part, Failure)]
   if rule is None and earlier:
     return [Node(v.aval, Failure(earlier[0])) for v in eqn.outvars]
   if rule is None:
     return _failed(eqn, f"There is no rule for {name!r}")
+  if eqn.primitive not in OTHER_RULES and _holds_program(eqn):
+    return _failed(eqn, f"There is no rule for {name!r} with a function of its own")
   try:
     results = rule(eqn, *operands)
   except CertifyError as error:
@@ -98,13 +109,42 @@ def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
     if is_new and result.recipe is None and name not in CALLS:
       # Of a primitive of the user's the name says nothing.
       known = name if eqn.primitive in _own_primitives() else ""
-      result.recipe = Recipe(known, eqn.params, tuple(operands), _binder(eqn, i))
+      result.recipe = Recipe(known, eqn.params, tuple(operands), binder(eqn, i))
   return results
 
 
-def _binder(eqn: Any, i: int) -> Callable[..., Any]:
+def _spread(x: Operand, aval: Any) -> Operand:
+  """A node with every copy written out that an axis of size 1, or none, stands for."""
+  if not isinstance(x, Node) or x.shape == aval.shape or isinstance(x.part, Failure):
+    return x
+  # One node for all that read it, so that they know each other.
+  key = f"spread to {aval.shape}"
+  if key in x.cache:
+    return x.cache[key]
+  axes = tuple(range(len(aval.shape) - len(x.shape), len(aval.shape)))
+  apply = functools.partial(lax.broadcast_in_dim, shape=aval.shape, broadcast_dimensions=axes)
+  params = {"shape": aval.shape, "broadcast_dimensions": axes, "sharding": None}
+  spread = jax.ShapeDtypeStruct(aval.shape, x.aval.dtype)
+  copies = size(aval.shape) / max(size(x.shape), 1)
+  recipe = Recipe("broadcast_in_dim", params, (x,), apply)
+  x.cache[key] = Node(spread, moved(apply, copies), (x,), recipe=recipe)
+  return x.cache[key]
+
+
+def _holds_program(eqn: Any) -> bool:
+  """Whether a parameter is a program, that nobody reads."""
+  if eqn.primitive.name in (*CALLS, *READ):
+    return False
+  return any(hasattr(opened(value), "eqns") for value in eqn.params.values())
+
+
+def binder(eqn: Any, i: int = 0) -> Callable[..., Any]:
+  """The primitive on other values, in their precision and not in the one that was asked for."""
+  exact = {"precision": lax.Precision.HIGHEST, "preferred_element_type": None, "accuracy": None}
+  params = {name: exact.get(name, value) for name, value in eqn.params.items()}
+
   def bind(*values: Any) -> Any:
-    results = eqn.primitive.bind(*values, **eqn.params)
+    results = eqn.primitive.bind(*values, **params)
     return results[i] if eqn.primitive.multiple_results else results
 
   return bind

@@ -62,8 +62,9 @@ def scaled(factor: Any) -> LinearPart:
   """Entries times constants, one for each or of a shape that broadcasts."""
   return LinearPart(
     lambda x: x * factor,
-    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0))),),
-    roundings=1,
+    # An inverse is rounded as well.
+    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0), 2)),),
+    roundings=2,
     magnitude=lambda x: x * jnp.abs(factor),
   )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
+from lipjax.certify.constants import are_numbers
 from lipjax.certify.domain import is_domain
 from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
 from lipjax.certify.graph import Node, in_order
@@ -162,7 +163,7 @@ def bounds_by_engine(
   chain = as_chain(order, outputs)
   for name, value in chain_bounds(*chain).items() if chain else ():
     bounds[name] = jnp.fmin(value, bounds[name]) if name in bounds else value
-  is_known = is_domain(radius, box)
+  is_known = jnp.logical_and(is_domain(radius, box), are_numbers(outputs))
   return {name: jnp.where(is_known, value, jnp.inf) for name, value in bounds.items()}
 
 

@@ -14,6 +14,7 @@ from jax import lax
 
 from lipjax.certify.chains.bounds import chain_upper_bounds
 from lipjax.certify.chains.reading import as_chain
+from lipjax.certify.constants import are_numbers
 from lipjax.certify.domain import is_domain
 from lipjax.certify.engines import (
   ROWS_UP_TO,
@@ -121,7 +122,8 @@ def margin_upper_bounds(
       ways.append(_from_chain(*chain))
     found = functools.reduce(jnp.fmin, ways)
     # A bound that overflowed says nothing, and there is none on a ball of negative radius.
-    found = jnp.where(jnp.isnan(found) | jnp.logical_not(is_domain(radius, box)), jnp.inf, found)
+    is_known = jnp.logical_and(is_domain(radius, box), are_numbers([logits]))
+    found = jnp.where(jnp.isnan(found) | jnp.logical_not(is_known), jnp.inf, found)
     return jnp.where(jnp.eye(len(found), dtype=bool), 0, found)
 
   return bounds

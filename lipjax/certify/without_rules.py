@@ -12,6 +12,7 @@ equal numbers) and the rare primitive with its own derivative (`jax.lax.custom_l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax.extend.core import primitives
 
 from lipjax.certify import jaxprs
+from lipjax.certify.scatter_apply import has_function, written_out
 from lipjax.measure.scaling import nonzero
 
 #: Calls whose body is evaluated in place, with the names of the parameter that holds it.
@@ -102,6 +104,9 @@ def _apply(eqn: Any, inputs: list[Any], soften: bool) -> list[Any]:
     return _evaluate(body, jaxprs.consts(body), inputs, soften)
   if primitive is primitives.stop_gradient_p:
     return inputs
+  if primitive is primitives.scatter_p and has_function(eqn):
+    # JAX has no derivative of it.
+    return [written_out(eqn, functools.partial(evaluate, soften=soften))(*map(_plain, inputs))]
   if soften:
     softened = _softened(eqn, inputs)
     if softened is not None:

@@ -31,13 +31,14 @@ def as_chain(
     weights.append(rows.value.reshape((rows.n_rows, -1)))
     if not isinstance(source.part, ScalarPart):
       break
-    slopes.append(tuple(_flat(end) for end in source.part.slopes()))
+    slopes.append(tuple(_flat(end, source) for end in source.part.slopes()))
     node = source.parents[0]
   return tuple(weights[::-1]), tuple(slopes[::-1])
 
 
-def _flat(end: Any) -> Any:
-  return jnp.ravel(end) if jnp.ndim(end) else end
+def _flat(end: Any, node: Node) -> Any:
+  """A number for all entries, which is known, or one for each."""
+  return jnp.broadcast_to(end, node.shape).ravel() if isinstance(end, jax.Array) else end
 
 
 def _fits(node: Node) -> bool:

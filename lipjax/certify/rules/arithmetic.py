@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
-from lipjax.certify.interpreter import is_scalar, rule_for, scalar, size
+from lipjax.certify.interpreter import is_scalar, rule_for, scalar
 from lipjax.certify.linear_parts import merged, moved, scaled_node
 from lipjax.certify.magnitudes import times_above, tiny
 from lipjax.certify.ranges import largest_magnitude, value_range
@@ -17,6 +17,7 @@ from lipjax.certify.rules.normalization import normalized, quotient
 from lipjax.certify.rules.patterns import log_softmax, log_sum_exp, softmax
 from lipjax.certify.rules.products import of_two
 from lipjax.measure.rounding import up
+from lipjax.operators.products import compute_dtype
 
 
 @rule_for("add", "add_any", "sub")
@@ -28,10 +29,7 @@ def add(eqn: Any, left: Any, right: Any) -> Any:
     special = (log_sum_exp if sign == 1 else log_softmax)(left, right, aval)
     return special or _sum(aval, (left, 1), (right, sign), eqn)
   node, factor = (left, 1) if isinstance(left, Node) else (right, sign)
-  link = (node, bind_with(eqn, (left, right)))
-  if node.shape != aval.shape:
-    node = _broadcast(node, aval)
-  return _shifted(node, aval, factor, link=link)
+  return _shifted(node, aval, factor, link=(node, bind_with(eqn, (left, right))))
 
 
 def _shifted(node: Any, aval: Any, factor: Any, **others: Any) -> Any:
@@ -50,14 +48,13 @@ def _sum(aval: Any, left: Any, right: Any, eqn: Any) -> Any:
   if a is b:
     return scaled_node(a, a_sign + b_sign, aval, link=link)
   (a, _), (b, sign) = left, right
-  nodes = tuple(x if x.shape == aval.shape else _broadcast(x, aval) for x in (a, b))
   part = LinearPart(
     lambda x, y: x + sign * y,
     (lambda: 1.0, lambda: 1.0),
     roundings=1,
     magnitude=lambda x, y: x + y,
   )
-  return Node(aval, part, nodes, link=link)
+  return Node(aval, part, (a, b), link=link)
 
 
 def _multiple(node: Any, factor: Any) -> Any:
@@ -69,11 +66,6 @@ def _multiple(node: Any, factor: Any) -> Any:
     factor = -factor if node.recipe.name == "neg" else factor
     node = operands[0]
   return node, factor
-
-
-def _broadcast(node: Any, aval: Any) -> Any:
-  copies = size(aval.shape) / max(size(node.shape), 1)
-  return Node(aval, moved(lambda x: jnp.broadcast_to(x, aval.shape), copies), (node,))
 
 
 @rule_for("neg")
@@ -95,10 +87,7 @@ def mul(eqn: Any, left: Any, right: Any) -> Any:
     return norm or _product(eqn, left, right)
   node, factor = (left, right) if isinstance(left, Node) else (right, left)
   aval = eqn.outvars[0].aval
-  link = (node, bind_with(eqn, (left, right)))
-  if node.shape != aval.shape:
-    node = _broadcast(node, aval)
-  return scaled_node(node, factor, aval, link=link)
+  return scaled_node(node, factor, aval, link=(node, bind_with(eqn, (left, right))))
 
 
 def _product(eqn: Any, left: Any, right: Any) -> Any:
@@ -107,16 +96,14 @@ def _product(eqn: Any, left: Any, right: Any) -> Any:
   sizes = largest_magnitude(right), largest_magnitude(left)
   if None in sizes:
     return elementwise(eqn, (left, right))
-  aval = eqn.outvars[0].aval
-  nodes = tuple(x if x.shape == aval.shape else _broadcast(x, aval) for x in (left, right))
-  return Node(aval, of_two(nodes, sizes, jnp.multiply, 1), nodes)
+  nodes = (left, right)
+  return Node(eqn.outvars[0].aval, of_two(nodes, sizes, jnp.multiply, 1), nodes)
 
 
 def _of_two(eqn: Any, left: Any, right: Any, constants: Any) -> Any:
   """A function of two nodes whose slopes add."""
-  aval = eqn.outvars[0].aval
-  nodes = tuple(x if x.shape == aval.shape else _broadcast(x, aval) for x in (left, right))
-  return Node(aval, LipschitzPart(tuple(constants), adds=True), nodes)
+  part = LipschitzPart(tuple(constants), adds=True)
+  return Node(eqn.outvars[0].aval, part, (left, right))
 
 
 @rule_for("div")
@@ -124,9 +111,10 @@ def div(eqn: Any, left: Any, right: Any) -> Any:
   """By a constant as `mul`. Also ``softmax``, layer norm, and bounded by bounded away from 0."""
   aval = eqn.outvars[0].aval
   if isinstance(left, Node) and not isinstance(right, Node):
+    # Not in half precision, where the inverse is off by up to a part in 256.
+    inverse = 1 / jnp.asarray(right, compute_dtype(aval.dtype))
     link = (left, bind_with(eqn, (left, right)))
-    node = left if left.shape == aval.shape else _broadcast(left, aval)
-    return scaled_node(node, 1 / jnp.asarray(right), aval, link=link)
+    return scaled_node(left, inverse, aval, link=link)
   if isinstance(left, Node) and isinstance(right, Node):
     return softmax(left, right, aval) or quotient(left, right, aval) or _quotient(eqn, left, right)
   return elementwise(eqn, (left, right))
@@ -152,9 +140,8 @@ def max_(eqn: Any, left: Any, right: Any) -> Any:
   link = shared_link(eqn, (left, right))
   if link is not None and link[0] not in (left, right):
     return elementwise(eqn, (left, right))
-  aval = eqn.outvars[0].aval
-  nodes = tuple(x if x.shape == aval.shape else _broadcast(x, aval) for x in (left, right))
-  return Node(aval, LipschitzPart((1.0, 1.0)), nodes, link=link)
+  part = LipschitzPart((1.0, 1.0))
+  return Node(eqn.outvars[0].aval, part, (left, right), link=link)
 
 
 @rule_for("select_n")

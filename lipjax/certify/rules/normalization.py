@@ -82,7 +82,9 @@ def _inverse_root(node: Any) -> tuple[Node, Any] | None:
     constants = [x for x in node.recipe.operands if not isinstance(x, Node)]
     if len(factors) != 1:
       return None
-    gain = constants[0] if gain is None else gain * constants[0]
+    # Not in half precision, where the product is rounded by up to a part in 256.
+    factor = jnp.asarray(constants[0], compute_dtype(node.aval.dtype))
+    gain = factor if gain is None else gain * factor
     node = factors[0]
   source = node
   while _is_moved(source):

@@ -31,8 +31,8 @@ def softmax(numerator: Any, denominator: Any, aval: Any) -> Node | None:
   if not _is(numerator, "exp") or not _is(total, "reduce_sum"):
     return None
   axes = total.recipe.params["axes"]
-  is_total = _uncast(total.recipe.operands[0]) is numerator
-  if not is_total or not _is_put_back(denominator, aval.shape, axes):
+  is_total = _uncast(total.recipe.operands[0]) is numerator and numerator.shape == aval.shape
+  if not is_total or not _are_put_back(_places(denominator, aval.shape), total.shape, axes):
     return None
   z = _unshifted(numerator.recipe.operands[0], axes)
   recipe = Recipe("softmax", {"axes": axes}, (z,))
@@ -77,13 +77,20 @@ def log_sum_exp(left: Any, right: Any, aval: Any) -> Node | None:
   for log, shift in ((left, right), (right, left)):
     if not _is(log, "log"):
       continue
-    total = _source(_without_abs(log.recipe.operands[0]))
+    inner = _without_abs(log.recipe.operands[0])
+    total = _source(inner)
     z = _exponent(total)
-    if z is None:
+    if z is None or not log.shape == shift.shape == aval.shape:
       continue
-    x = _unshifted(z, total.recipe.params["axes"])
-    is_same = x is not z and _source(z.recipe.operands[1]) is _source(shift)
-    if is_same and total.shape == log.shape == shift.shape == aval.shape:
+    axes = total.recipe.params["axes"]
+    x = _unshifted(z, axes)
+    if x is z or _source(z.recipe.operands[1]) is not _source(shift):
+      continue
+    # Every row once, and to each the shift that was taken from it.
+    rows = _places(inner, aval.shape)
+    taken = _first(_places(z.recipe.operands[1], z.shape), axes).ravel()
+    is_once = np.array_equal(np.sort(rows, axis=None), np.arange(taken.size))
+    if is_once and np.array_equal(taken[rows], _places(shift, aval.shape)):
       return Node(aval, LipschitzPart((1.0,)), (x,))
   return None
 
@@ -98,9 +105,8 @@ def log_softmax(z: Any, log: Any, aval: Any) -> Node | None:
   if total is None or _exponent(total) is not z:
     return None
   axes = total.recipe.params["axes"]
-  reduced = logarithm.recipe.operands[0]
-  is_put_back = _is_put_back(reduced, z.shape, axes) if reduced.shape == log.shape else False
-  if not is_put_back:
+  rows = _places(_without_abs(logarithm.recipe.operands[0]), logarithm.shape).ravel()
+  if z.shape != aval.shape or not _are_put_back(rows[_places(log, z.shape)], total.shape, axes):
     return None
   n = math.prod(z.shape[axis] for axis in axes)
   return Node(aval, LipschitzPart((math.sqrt(n),)), (_unshifted(z, axes),))
@@ -149,11 +155,10 @@ def _places(node: Any, shape: tuple[int, ...]) -> np.ndarray:
   return np.broadcast_to(np.asarray(places), shape)
 
 
-def _is_put_back(reduced: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
-  """Whether entries that were reduced over axes stand where they came from."""
-  source = _source(reduced)
-  expected = np.expand_dims(np.arange(int(np.prod(source.shape))).reshape(source.shape), axes)
-  return np.array_equal(_places(reduced, shape), np.broadcast_to(expected, shape))
+def _are_put_back(rows: np.ndarray, reduced: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+  """Whether entries that were reduced over axes, by number, stand where they came from."""
+  expected = np.expand_dims(np.arange(math.prod(reduced)).reshape(reduced), axes)
+  return np.array_equal(rows, np.broadcast_to(expected, rows.shape))
 
 
 def _unshifted(z: Any, axes: tuple[int, ...]) -> Node:
@@ -164,5 +169,9 @@ def _unshifted(z: Any, axes: tuple[int, ...]) -> Node:
   if not (isinstance(x, Node) and isinstance(s, Node)) or x.shape != z.shape:
     return z
   places = _places(s, z.shape)
-  first = places[tuple(slice(1 if axis in axes else None) for axis in range(len(z.shape)))]
-  return x if np.all(places == first) else z
+  return x if np.all(places == _first(places, axes)) else z
+
+
+def _first(places: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+  """The first ones along axes, which are kept."""
+  return places[tuple(slice(1 if axis in axes else None) for axis in range(places.ndim))]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
-from lipjax.certify.interpreter import rule_for
+from lipjax.certify.interpreter import binder, rule_for
 from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import convolution_part, dot_part
 from lipjax.certify.magnitudes import norm_above
@@ -33,8 +33,7 @@ def dot_general(eqn: Any, left: Any, right: Any) -> Any:
     sizes = [_matrix_bound(x, dimensions, i) for i, x in enumerate((left, right))]
     if None in sizes:
       raise CertifyError(_two(eqn))
-    bind = lambda x, y: eqn.primitive.bind(x, y, **eqn.params)
-    part = of_two((left, right), sizes[::-1], bind, _terms(left, dimensions))
+    part = of_two((left, right), sizes[::-1], binder(eqn), _terms(left, dimensions))
     return Node(eqn.outvars[0].aval, part, (left, right))
   is_left = isinstance(right, Node)
   weight: Any = left if is_left else right
@@ -65,8 +64,9 @@ def of_two(nodes: Any, constants: Any, bind: Callable[..., jax.Array], terms: in
     return LipschitzPart(tuple(constants), adds=True)
   middles = [_middle(x) for x in nodes]
 
-  def around(a: Any, b: Any) -> Callable[..., jax.Array]:
-    return lambda x, y: bind(a.astype(x.dtype), y) + bind(x, b.astype(y.dtype))
+  # In the dtype of bounds: of half precision the middles would be rounded again.
+  def around(a: jax.Array, b: jax.Array) -> Callable[..., jax.Array]:
+    return lambda x, y: bind(a, y.astype(a.dtype)) + bind(x.astype(b.dtype), b)
 
   linear = LinearPart(
     around(*middles),
@@ -83,7 +83,7 @@ def of_two(nodes: Any, constants: Any, bind: Callable[..., jax.Array], terms: in
 
 def _middle(node: Node) -> jax.Array:
   lower, upper = full_range(node, at_point=True)
-  return (lower / 2 + upper / 2).astype(node.aval.dtype)
+  return (lower / 2 + upper / 2).astype(compute_dtype(node.aval.dtype))
 
 
 def _distance(node: Node, middle: jax.Array) -> jax.Array:

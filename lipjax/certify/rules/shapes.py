@@ -13,11 +13,13 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
+from lipjax.certify import without_rules
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import LinearPart, LipschitzPart, Node
-from lipjax.certify.interpreter import rule_for, size
+from lipjax.certify.interpreter import evaluate, rule_for, size
 from lipjax.certify.jaxprs import source_line
 from lipjax.certify.linear_parts import merged, moved
+from lipjax.certify.scatter_apply import has_function, written_out
 from lipjax.measure.rounding import up
 from lipjax.operators.products import compute_dtype
 
@@ -28,9 +30,23 @@ def isometry(eqn: Any, x: Any) -> Any:
   return Node(eqn.outvars[0].aval, moved(_only(eqn)), (x,))
 
 
-@rule_for("copy", "name", "reduce_precision", "sharding_constraint", "stop_gradient")
+@rule_for("copy", "name", "sharding_constraint", "stop_gradient")
 def same(eqn: Any, x: Any) -> Any:
   """The same array, rounding apart: slope 1, also of ``stop_gradient``, whose value moves."""
+  return x
+
+
+@rule_for("reduce_precision")
+def reduce_precision(eqn: Any, x: Any) -> Any:
+  """Slope 1 down to the bits of a floating-point type of 16; with fewer it is a quantizer."""
+  bits = eqn.params["exponent_bits"], eqn.params["mantissa_bits"]
+  if not any(bits[0] >= e and bits[1] >= m for e, m in ((5, 10), (8, 7))):
+    msg = (
+      f"reduce_precision to {bits[0]} bits of exponent and {bits[1]} of mantissa"
+      f"{source_line(eqn)} is a quantizer: it jumps, so that no slope bounds it. Bound the "
+      "function before it."
+    )
+    raise CertifyError(msg)
   return x
 
 
@@ -49,9 +65,15 @@ def convert_element_type(eqn: Any, x: Any) -> Any:
       why = "leads to complex numbers (as before an fft), which have no rules"
     msg = f"A conversion to {eqn.params['new_dtype']}{source_line(eqn)} {why}."
     raise CertifyError(msg)
+  dtype = eqn.params["new_dtype"]
+  if jnp.dtype(dtype).itemsize < 2 or jnp.dtype(x.aval.dtype).itemsize < 2:
+    msg = (
+      f"A conversion from {x.aval.dtype} to {dtype}{source_line(eqn)} is a quantizer: it jumps, "
+      "so that no slope bounds it. Bound the function with that number in 16 bits or more."
+    )
+    raise CertifyError(msg)
   # Rounding to fewer bits is taken for the identity, like all rounding of the function; but
   # bounds are computed in 32 bits at least, and a matrix of a bound does round.
-  dtype = eqn.params["new_dtype"]
   if x.aval.dtype == dtype:
     return x
   before, after = compute_dtype(x.aval.dtype), compute_dtype(dtype)
@@ -149,6 +171,8 @@ def gather(eqn: Any, x: Any, indices: Any) -> Any:
 def scatter(eqn: Any, x: Any, indices: Any, updates: Any) -> Any:
   """√(sum of the squares of both arrays), at places that are constants."""
   _must_be_constant(eqn, [indices])
+  if has_function(eqn):
+    return _applied(eqn, x, indices, updates)
   n, n_updates = size(jnp.shape(x)), size(jnp.shape(updates))
   olds = np.arange(n, dtype=np.int32).reshape(jnp.shape(x))
   news = np.arange(n, n + n_updates, dtype=np.int32).reshape(jnp.shape(updates))
@@ -159,6 +183,15 @@ def scatter(eqn: Any, x: Any, indices: Any, updates: Any) -> Any:
     return jnp.concatenate([x.ravel(), updates.ravel()])[places]
 
   return merged(eqn.outvars[0].aval, write, (x, updates))
+
+
+def _applied(eqn: Any, x: Any, *constants: Any) -> Any:
+  if not isinstance(x, Node) or any(isinstance(y, Node) for y in constants):
+    msg = f"A scatter with a function of its own{source_line(eqn)}, of updates that move, has no"
+    msg = f"{msg} rule. Write x.at[places].apply(f), or set(f(x[places], updates))."
+    raise CertifyError(msg)
+  fn = written_out(eqn, without_rules.evaluate)
+  return evaluate(jax.make_jaxpr(lambda value: fn(value, *constants))(x.aval), [x])[0]
 
 
 @rule_for("scatter-add", "scatter-sub")

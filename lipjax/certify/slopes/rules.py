@@ -156,17 +156,26 @@ def _integer_power(ar: Any, n: int, a: Dual) -> Dual:
 
 def _power(ar: Any, node: Node, a: Dual, b: Dual) -> Dual:
   """u^c, or c^u = exp(u log c), for a constant c."""
-  base, exponent = ar.bounds(a.value), ar.bounds(b.value)
-  if (exponent.lo == exponent.hi).all():
-    return _composed(ar, "", real_power(float(exponent.lo.flat[0])), a)
-  if (base.lo == base.hi).all() and (base.lo > 0).all():
-    log = math.log(float(base.lo.flat[0]))
+  base, exponent = _number(ar, a), _number(ar, b)
+  if exponent is not None:
+    return _composed(ar, "", real_power(exponent), a)
+  if base is not None and base > 0:
     # The constant log c is known up to rounding.
-    factor = ar.step(b.value, iv.rounded(np.full_like(base.lo, log), np.full_like(base.lo, log)))
+    log = np.full_like(ar.bounds(b.value).lo, math.log(base))
+    factor = ar.step(b.value, iv.rounded(log, log))
     scaled = Dual(ar.multiply(factor, b.value), ar.multiply(factor, b.slope))
     return _composed(ar, "exp", FUNCTIONS["exp"], scaled)
   place, reason = slope_errors.where(node.equation), "unless the base or the exponent is constant"
   raise slope_errors.unknown(node.name, place, f" {reason}")
+
+
+def _number(ar: Any, x: Dual) -> float | None:
+  """The number that x is on all boxes; None if it moves, be it from one box to the next."""
+  value, slope = ar.bounds(x.value), ar.bounds(x.slope)
+  first = value.lo.flat[0]
+  is_still = (slope.lo == 0) & (slope.hi == 0)
+  is_number = is_still & (value.lo == first) & (value.hi == first)
+  return float(first) if is_number.all() else None
 
 
 _STEPS = {"sign": np.sign, "floor": np.floor, "ceil": np.ceil}

@@ -1,0 +1,65 @@
+"""``x.at[places].apply(f)``: a scatter with a function inside, written out."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax.certify.errors import CertifyError
+from lipjax.certify.jaxprs import source_line
+
+#: A place that is listed so often has the function applied as often.
+TURNS_UP_TO = 64
+
+
+def has_function(eqn: Any) -> bool:
+  """Whether a scatter applies a function of its own instead of writing its updates."""
+  return eqn.params.get("update_jaxpr") is not None
+
+
+def written_out(eqn: Any, run: Callable[..., Any]) -> Callable[..., jax.Array]:
+  """A function of the scatter's operands: of every entry, and chosen where it is listed.
+
+  Args:
+    eqn: the scatter.
+    run: ``run(jaxpr, arguments, consts=…)`` gives a jaxpr's results.
+
+  Returns:
+    The same function of operand, indices and updates.
+
+  Raises:
+    CertifyError: places may repeat, and are many.
+  """
+  p = eqn.params
+  operand, indices, updates = (atom.aval for atom in eqn.invars)
+  places = math.prod(indices.shape[:-1])
+  turns = 1 if p["unique_indices"] else places
+  if turns > TURNS_UP_TO:
+    msg = (
+      f"A function is applied at {places} places that may repeat{source_line(eqn)}; up to "
+      f"{TURNS_UP_TO} can be followed. Write jnp.where(mask, f(x), x), or unique_indices=True."
+    )
+    raise CertifyError(msg)
+
+  def one(old: jax.Array, new: jax.Array) -> jax.Array:
+    return run(p["update_jaxpr"], [old, new], consts=p["update_consts"])[0]
+
+  of_all = functools.reduce(lambda f, _: jax.vmap(f), operand.shape, one)
+  scatter = functools.partial(lax.scatter_add, dimension_numbers=p["dimension_numbers"])
+
+  def fn(x: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
+    ones = jnp.ones(updates.shape, jnp.int32)
+    times = scatter(jnp.zeros(operand.shape, jnp.int32), at, ones, mode=p["mode"])
+    # `apply` passes zeros; other values are written by primitives of their own.
+    value = jnp.broadcast_to(jnp.max(values, initial=-jnp.inf), operand.shape)
+    for turn in range(turns):
+      x = jnp.where(times > turn, of_all(x, value), x)
+    return x
+
+  return fn
