@@ -55,8 +55,9 @@ def lipschitz_upper_bound(
   the function in exact arithmetic, rounding in computing the bound included. Nothing is taken
   to have slope 1 that is not known to: what has no rule, or no Lipschitz constant, raises. On a
   domain it rests on XLA's exponentials being right to 512 units in the last place. Infinite
-  where ranges hold a point of infinite slope, or overflow. Numbers too small to be normal count
-  as 0 in weights, as they do in XLA's arithmetic.
+  where ranges hold a point of infinite slope, or overflow, and where a constant is NaN, or one
+  that is added is infinite (a mask of infinities belongs in ``jnp.where``). Numbers too small to
+  be normal count as 0 in weights, as they do in XLA's arithmetic.
 
   Args:
     fn: any JAX function of arrays; linen, nnx, Haiku and Equinox modules are applied in a
