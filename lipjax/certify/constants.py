@@ -11,10 +11,12 @@ import numpy as np
 from jax.core import Tracer
 
 from lipjax.certify.graph import Node
+from lipjax.operators.products import compute_dtype
 
-#: Where an infinite constant makes every result infinite; elsewhere it is one entry of many, as
-#: in a mask. Weights of products are not here, as their norms are infinite then.
+#: Where an infinite constant makes every result infinite; elsewhere it may be a mask's.
 SUMS = ("add", "add_any", "sub", "scatter-add", "scatter-sub")
+#: Not looked at: a weight that holds no number has no finite norm.
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def are_numbers(outputs: Sequence[Node]) -> bool | jax.Array:
@@ -24,17 +26,19 @@ def are_numbers(outputs: Sequence[Node]) -> bool | jax.Array:
   """
   known, traced = True, []
   for name, constant in _constants(outputs):
-    is_number = jnp.isfinite if name in SUMS else lambda x: ~jnp.isnan(x)
+    # In NumPy, which has nothing to compile, where that is possible.
+    xp = jnp if isinstance(constant, Tracer) else np
+    x = xp.asarray(constant, compute_dtype(jnp.result_type(constant)))
+    is_number = xp.all(xp.isfinite(x) if name in SUMS else ~xp.isnan(x))
     if isinstance(constant, Tracer):
-      traced.append(jnp.all(is_number(constant)))
+      traced.append(is_number)
     else:
-      with jax.ensure_compile_time_eval():
-        known = known and bool(jnp.all(is_number(jnp.asarray(constant))))
+      known = known and bool(is_number)
   return jnp.all(jnp.stack(traced)) & known if traced else known
 
 
 def _constants(outputs: Sequence[Node]) -> Iterator[tuple[str, Any]]:
-  """Floating-point operands of every equation on the way, each once, with its name."""
+  """Floating-point operands of every equation on the way, with its name."""
   left, seen = list(outputs), set()
   while left:
     node = left.pop()
@@ -44,9 +48,9 @@ def _constants(outputs: Sequence[Node]) -> Iterator[tuple[str, Any]]:
     left.extend(node.parents)
     if node.recipe is None:
       continue
+    left.extend(x for x in node.recipe.operands if isinstance(x, Node))
+    if node.recipe.name in PRODUCTS:
+      continue
     for operand in node.recipe.operands:
-      if isinstance(operand, Node):
-        left.append(operand)
-      elif id(operand) not in seen and jnp.issubdtype(jnp.result_type(operand), np.floating):
-        seen.add(id(operand))
+      if not isinstance(operand, Node) and jnp.issubdtype(jnp.result_type(operand), np.floating):
         yield node.recipe.name, operand

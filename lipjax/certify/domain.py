@@ -134,16 +134,14 @@ def _moved(x: jax.Array, by: jax.Array) -> jax.Array:
 def _radius(radius: Any) -> jax.Array:
   try:
     number = jnp.asarray(radius, float)
-    is_known = not isinstance(number, Tracer)
-    is_one = not number.ndim and (not is_known or (np.isfinite(number) and number >= 0))
   except (TypeError, ValueError):
-    is_one = False
-  if not is_one:
+    number = jnp.zeros(0)  # not one
+  is_known = not isinstance(number, Tracer)
+  if number.ndim or (is_known and not (np.isfinite(number) and number >= 0)):
     msg = f"radius must be one number, at least 0 and finite; got {radius!r}."
     raise CertifyError(msg)
-  radius = jnp.asarray(radius, float)
   # Of no ball the bounds are infinite, and no slope is found in it.
-  return jnp.where(radius >= 0, jnp.nextafter(radius, jnp.inf), jnp.nan)
+  return jnp.where(number >= 0, jnp.nextafter(number, jnp.inf), jnp.nan)
 
 
 def _ends(x: jax.Array, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:

@@ -18,6 +18,7 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Failure, Node, Recipe
 from lipjax.certify.jaxprs import consts, opened, source_line
 from lipjax.certify.linear_parts import moved
+from lipjax.operators.products import compute_dtype
 
 #: A constant array or a node.
 Operand = Any
@@ -29,10 +30,37 @@ CALLS = ("jit", "call", "closed_call", "eval_jaxpr", "checkpoint", "remat2")
 CALLS += ("custom_jvp_call", "custom_vjp_call", "cond", "scan", "while")
 
 #: Functions of entries at the same place, which JAX lets broadcast axes of size 1.
-ENTRYWISE = """add add_any and atan2 clamp div eq ge gt le lt max min mul ne nextafter or pow rem
-select_n sub xor"""
+ENTRYWISE = frozenset(
+  [
+    "add",
+    "add_any",
+    "and",
+    "atan2",
+    "clamp",
+    "div",
+    "eq",
+    "ge",
+    "gt",
+    "le",
+    "lt",
+    "max",
+    "min",
+    "mul",
+    "ne",
+    "nextafter",
+    "or",
+    "pow",
+    "rem",
+    "select_n",
+    "sub",
+    "xor",
+  ]
+)
 #: Programs inside of a primitive that its name says as well, or its rule reads.
-READ = ("scatter", *(f"scatter-{what}" for what in ("add", "sub", "mul", "max", "min")))
+READ = ("scatter", *(f"scatter-{what}" for what in ("add", "sub", "max", "min")))
+
+#: How precisely ranges and middles are computed.
+_EXACT = {"precision": lax.Precision.HIGHEST, "accuracy": None}
 
 #: Rules of JAX's own primitives by name, and of others by the primitive itself.
 RULES: dict[str, Rule] = {}
@@ -90,7 +118,7 @@ def _results(eqn: Any, operands: list[Operand]) -> list[Operand]:
     return _computed(eqn, operands)
   name = eqn.primitive.name
   rule = rule_of(eqn.primitive)
-  if name in ENTRYWISE.split() and eqn.primitive in _own_primitives():
+  if name in ENTRYWISE and eqn.primitive in _own_primitives():
     operands = [_spread(x, eqn.outvars[0].aval) for x in operands]
   earlier = [x.part.error for x in operands if isinstance(x, Node) and isinstance(x.part, Failure)]
   if rule is None and earlier:
@@ -123,25 +151,29 @@ def _spread(x: Operand, aval: Any) -> Operand:
     return x.cache[key]
   axes = tuple(range(len(aval.shape) - len(x.shape), len(aval.shape)))
   apply = functools.partial(lax.broadcast_in_dim, shape=aval.shape, broadcast_dimensions=axes)
-  params = {"shape": aval.shape, "broadcast_dimensions": axes, "sharding": None}
   spread = jax.ShapeDtypeStruct(aval.shape, x.aval.dtype)
   copies = size(aval.shape) / max(size(x.shape), 1)
-  recipe = Recipe("broadcast_in_dim", params, (x,), apply)
+  recipe = Recipe("broadcast_in_dim", {}, (x,), apply)
   x.cache[key] = Node(spread, moved(apply, copies), (x,), recipe=recipe)
   return x.cache[key]
 
 
 def _holds_program(eqn: Any) -> bool:
-  """Whether a parameter is a program, that nobody reads."""
+  """Whether a parameter is, or holds, a program that nobody reads."""
   if eqn.primitive.name in (*CALLS, *READ):
     return False
-  return any(hasattr(opened(value), "eqns") for value in eqn.params.values())
+  is_program = lambda value: hasattr(opened(value), "eqns")
+  return any(map(is_program, jax.tree.leaves(eqn.params, is_leaf=is_program)))
 
 
 def binder(eqn: Any, i: int = 0) -> Callable[..., Any]:
-  """The primitive on other values, in their precision and not in the one that was asked for."""
-  exact = {"precision": lax.Precision.HIGHEST, "preferred_element_type": None, "accuracy": None}
-  params = {name: exact.get(name, value) for name, value in eqn.params.items()}
+  """The primitive on other values, in full precision whatever was asked for."""
+  params = dict(eqn.params)
+  if eqn.primitive in _own_primitives():
+    params |= {name: how for name, how in _EXACT.items() if name in params}
+    if params.get("preferred_element_type") is not None:
+      # Bounds are computed in 32 bits at least.
+      params["preferred_element_type"] = compute_dtype(params["preferred_element_type"])
 
   def bind(*values: Any) -> Any:
     results = eqn.primitive.bind(*values, **params)

@@ -62,9 +62,8 @@ def scaled(factor: Any) -> LinearPart:
   """Entries times constants, one for each or of a shape that broadcasts."""
   return LinearPart(
     lambda x: x * factor,
-    # An inverse is rounded as well.
-    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0), 2)),),
-    roundings=2,
+    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0))),),
+    roundings=2,  # That of an inverse is one of them.
     magnitude=lambda x: x * jnp.abs(factor),
   )
 

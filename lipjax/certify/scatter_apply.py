@@ -54,10 +54,12 @@ def written_out(eqn: Any, run: Callable[..., Any]) -> Callable[..., jax.Array]:
   scatter = functools.partial(lax.scatter_add, dimension_numbers=p["dimension_numbers"])
 
   def fn(x: jax.Array, at: jax.Array, values: jax.Array) -> jax.Array:
+    if not updates.size:
+      return x
     ones = jnp.ones(updates.shape, jnp.int32)
     times = scatter(jnp.zeros(operand.shape, jnp.int32), at, ones, mode=p["mode"])
     # `apply` passes zeros; other values are written by primitives of their own.
-    value = jnp.broadcast_to(jnp.max(values, initial=-jnp.inf), operand.shape)
+    value = jnp.broadcast_to(values.ravel()[0], operand.shape)
     for turn in range(turns):
       x = jnp.where(times > turn, of_all(x, value), x)
     return x

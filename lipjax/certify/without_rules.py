@@ -104,8 +104,7 @@ def _apply(eqn: Any, inputs: list[Any], soften: bool) -> list[Any]:
     return _evaluate(body, jaxprs.consts(body), inputs, soften)
   if primitive is primitives.stop_gradient_p:
     return inputs
-  if primitive is primitives.scatter_p and has_function(eqn):
-    # JAX has no derivative of it.
+  if _is_applied(eqn):
     return [written_out(eqn, functools.partial(evaluate, soften=soften))(*map(_plain, inputs))]
   if soften:
     softened = _softened(eqn, inputs)
@@ -116,6 +115,11 @@ def _apply(eqn: Any, inputs: list[Any], soften: bool) -> list[Any]:
   )
   outputs = primitive.bind(*map(_plain, inputs), **primitive.get_bind_params(params))
   return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def _is_applied(eqn: Any) -> bool:
+  """Whether it is a scatter with a function, of which JAX has no derivative."""
+  return eqn.primitive is primitives.scatter_p and has_function(eqn)
 
 
 def _is_closed(param: Any) -> bool:
@@ -137,7 +141,7 @@ def _holds_rules(closed: Any) -> bool:
     primitives.custom_vjp_call_p,
     primitives.stop_gradient_p,
   }
-  return any(eqn.primitive in rules for eqn in _equations(closed))
+  return any(eqn.primitive in rules or _is_applied(eqn) for eqn in _equations(closed))
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

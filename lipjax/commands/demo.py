@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     help=SUMMARY,
     description="Trains a small network on scikit-learn's digits without regularization, with"
     " L2 decay and with spectral decay, chooses strengths on validation images, and compares"
-    " accuracy, robustness and norms on test images. Half a minute on two cores.",
+    " accuracy, robustness and norms on test images. One to two minutes on two cores.",
   )
   parser.add_argument("--quick", action="store_true", help="a smaller run, for a first look")
   parser.add_argument("--seeds", type=at_least(2), metavar="N", help="default 5, quick 2")

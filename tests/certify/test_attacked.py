@@ -61,8 +61,6 @@ CASES = {
     scattered(np.array([0, 0, -1]), lambda v: jnp.tanh(3 * v)), (3,), None),
   "a square of an exponential": (lambda x: jnp.square(2.0**x), (1,), (2.4, 3.9)),
   "a cube of an exponential": (lambda x: jnp.power(2.0, x) ** 3, (1,), (2.4, 3.9)),
-  "an exponential of two bases": (
-    lambda x: jnp.power(jnp.array([2.0, 3.0]), x), (2,), (-1.0, 2.0)),
   "a shift elsewhere": (shifted_elsewhere, (2, 2, 3), (-1.0, 1.0)),
   "a shared denominator": (shared_denominator, (1, 4), (-1.0, 1.0)),
   "a permuted logarithm": (permuted_log_softmax, (2, 2, 3), (-1.0, 1.0)),
@@ -81,10 +79,7 @@ QUICK = ("copies under a gate", "copies in a chain", "one that is not linear",
 def test_no_slope_is_above(name):
   fn, shape, box = CASES[name]
   bound = lipjax.lipschitz_upper_bound(fn, box=box)
-  try:
-    upper = float(compiled(bound)(jnp.zeros(shape, FLOAT) + (np.mean(box) if box else 0)))
-  except lipjax.CertifyError:
-    return
+  upper = float(compiled(bound)(jnp.zeros(shape, FLOAT) + (np.mean(box) if box else 0)))
   assert steepest(fn, shape, box) <= upper * (1 + 1e-5)
 
 
@@ -94,16 +89,16 @@ def steepest(fn, shape, box):
   rng = np.random.default_rng(0)
   equal = np.linspace(low, high, 41).reshape((-1,) + (1,) * len(shape)) * np.ones(shape)
   points = np.concatenate([equal, rng.uniform(low, high, (40, *shape))]).astype(FLOAT)
-  # A scatter with a function has no derivative in JAX: written as the choice that it is.
   slopes = jax.jit(jax.vmap(jax.jacfwd(lambda x: fn(x).ravel())))
   try:
     found = np.asarray(slopes(points), np.float64)
   except NotImplementedError:
+    # Of a scatter with a function: differences, less what rounding makes of them.
     step = 1e-3
     values = jax.jit(jax.vmap(lambda x: fn(x).ravel()))
     units = np.eye(max(int(np.prod(shape)), 1)).reshape((-1, *shape)) * step
     columns = [(values(points + u) - values(points - u)) / (2 * step) for u in units]
-    found = 0.99 * np.stack(columns, -1).astype(np.float64)
+    found = 0.9995 * np.stack(columns, -1).astype(np.float64)
   found = found.reshape((len(points), -1, max(int(np.prod(shape)), 1)))
   return np.linalg.norm(found, 2, axis=(1, 2)).max()
 
@@ -182,6 +177,11 @@ def test_constants_that_are_no_numbers_have_no_finite_bound(fn, is_traced, value
   assert found == np.inf
 
 
+def test_a_constant_is_looked_at_wherever_it_is_used():
+  c = jnp.asarray(np.inf, FLOAT)
+  assert lipjax.lipschitz_upper_bound(lambda x: jnp.minimum(x + c, c))(jnp.ones(3)) == np.inf
+
+
 def test_a_mask_of_infinities_is_a_choice():
   mask = jnp.array([True, False, True])
   masked = lambda x: jax.nn.softmax(jnp.where(mask, x, -jnp.inf))
@@ -204,6 +204,12 @@ def test_what_is_no_radius_is_said():
 def test_the_lower_end_follows_a_function_that_is_applied():
   fn = scattered(0, lambda v: 100 * v)
   assert 99.9 <= lipjax.lipschitz_lower_bound(fn)(jnp.zeros(3, FLOAT)) <= 100.001
+
+
+def test_the_lower_end_follows_one_in_a_loop():
+  turn = lambda x, _: (x.at[0].apply(lambda v: 2 * v), None)
+  fn = lambda x: lax.scan(turn, x, None, length=3)[0]
+  assert 7.99 <= lipjax.lipschitz_lower_bound(fn)(jnp.ones(3, FLOAT)) <= 8.001
 
 
 def test_a_function_applied_at_many_places_is_said():
