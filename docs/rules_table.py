@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 
-from lipjax.certify.interpreter import RULES
-from lipjax.certify.slopes.graph import NAMES
-from lipjax.certify.slopes.table import ENTRIES
+from lipjax.certify.primitives import RECORDS
+from lipjax.certify.scalar.graph import NAMES
+from lipjax.certify.scalar.table import ENTRIES
 
 #: Values of a parameter at which the slopes of a function with one are shown.
 EXAMPLES = {"elu": (1.0, 2.0), "celu": (1.0,), "leaky_relu": (0.01, -3.0), "squareplus": (4.0,)}
@@ -30,10 +30,10 @@ def _table(heads: tuple[str, ...], rows) -> str:
 
 
 def modules() -> dict[str, dict]:
-  """For each module of rules its rules, each with the primitives that it is for."""
+  """For each module of records their rules, each with the primitives that it is for."""
   found: dict[str, dict] = defaultdict(lambda: defaultdict(list))
-  for name, rule in RULES.items():
-    found[rule.__module__][rule].append(name)
+  for name, record in RECORDS.items():
+    found[record.transfer.__module__][record.transfer].append(name)
   return dict(found)
 
 
@@ -62,4 +62,4 @@ def activations() -> str:
 
 def scalar_primitives() -> str:
   """What the search for slopes can look through."""
-  return _code(set(NAMES.values())) + "."
+  return _code(NAMES) + "."

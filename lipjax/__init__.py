@@ -65,13 +65,16 @@ from lipjax.constrain.spectral_ball import (
 
 # Certify
 from lipjax.certify.errors import CertifyError as CertifyError
+from lipjax.certify.explain import Explanation as Explanation
+from lipjax.certify.explain import ExplanationStep as ExplanationStep
+from lipjax.certify.explain import explain as explain
 from lipjax.certify.lipschitz import lipschitz_bounds as lipschitz_bounds
 from lipjax.certify.lipschitz import lipschitz_upper_bound as lipschitz_upper_bound
-from lipjax.certify.lower_bound import lipschitz_lower_bound as lipschitz_lower_bound
+from lipjax.certify.lower.bound import lipschitz_lower_bound as lipschitz_lower_bound
 from lipjax.certify.margins import certified_accuracy as certified_accuracy
 from lipjax.certify.margins import certified_radius as certified_radius
 from lipjax.certify.pairs import margin_upper_bounds as margin_upper_bounds
 from lipjax.certify.register import linear_node as linear_node
 from lipjax.certify.register import lipschitz_node as lipschitz_node
 from lipjax.certify.register import register_rule as register_rule
-from lipjax.certify.trace.layout import trace_layout as trace_layout
+from lipjax.operators.trace.layout import trace_layout as trace_layout

@@ -12,10 +12,10 @@ import numpy as np
 from jax.core import Tracer
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.magnitudes import norm_above, normal_magnitude, tiny
-from lipjax.measure.rounding import down, pairwise_sum, pairwise_terms, unit_roundoff
 from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
+from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, unit_roundoff
+from lipjax.rounding.numbers import norm_above, normal_magnitude, tiny
 
 
 class Domain(NamedTuple):
@@ -32,6 +32,16 @@ class Domain(NamedTuple):
   upper: jax.Array
   point: jax.Array
   radius: jax.Array
+
+
+def check_domain(leaves: Sequence[Any], radius: Any | None, box: tuple[Any, Any] | None) -> None:
+  """Raises where a domain is none, of what is not traced."""
+  if radius is not None:
+    _radius(radius)
+  if box is None:
+    return
+  for x in leaves:
+    _ends(jax.ShapeDtypeStruct(jnp.shape(x), compute_dtype(jnp.result_type(x))), box)
 
 
 def domains(
@@ -144,7 +154,7 @@ def _radius(radius: Any) -> jax.Array:
   return jnp.where(number >= 0, jnp.nextafter(number, jnp.inf), jnp.nan)
 
 
-def _ends(x: jax.Array, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+def _ends(x: Any, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
   try:
     lower, upper = (jnp.broadcast_to(jnp.asarray(end, x.dtype), x.shape) for end in box)
   except (TypeError, ValueError) as error:

@@ -1,165 +1,156 @@
-r"""A traced function as a graph: what depends on its input, and by which maps.
+r"""A traced function as a graph: plain values, parents first, that compare by what they hold.
 
-A `Node` is one array that depends on the input. It is a linear function of its parents, or
-a Lipschitz one, or a scalar function of one parent's every entry. Constants do not appear:
-a shift changes no slope.
+Nothing in it is computed lazily and nothing remembers: what is found out about a node is in its
+`lipjax.certify.facts`. Equal graphs are one key for compiled programs.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from lipjax.certify.errors import CertifyError
+from lipjax.operators.products import compute_dtype
 
-
-@dataclasses.dataclass(frozen=True)
-class LinearPart:
-  r"""A linear function of one parent or several.
-
-  Attributes:
-    apply: one array for each parent to the result, linear.
-    norms: for each parent a thunk of an upper bound of the norm.
-    is_disjoint: whether each entry of the result has one parent, so that norms add like
-      the legs of a right triangle.
-    roundings: most terms that are summed for an entry, also by the transpose; 0 if nothing
-      is computed.
-    magnitude: as `apply`, with absolute values of all coefficients; None if not known.
-    weight: what a later scaling of the result can be folded into.
-    is_selection: whether each entry of the result is one entry of a parent, or 0.
-    is_exact: whether the coefficients are the function's own and no products of them.
-    lost: at least the norm of what coefficients lost by being too small, beyond the relative
-      error of `roundings`; None if they are exact or were too small before.
-  """
-
-  apply: Callable[..., jax.Array]
-  norms: tuple[Callable[[], Any], ...]
-  is_disjoint: bool = False
-  roundings: int = 0
-  magnitude: Callable[..., jax.Array] | None = None
-  weight: Any = None
-  is_selection: bool = False
-  is_exact: bool = True
-  lost: Any = None
+#: How precisely ranges and middles are computed.
+_EXACT = {"precision": lax.Precision.HIGHEST, "accuracy": None}
 
 
-@dataclasses.dataclass(frozen=True)
-class LipschitzPart:
-  """A function with ``|f(x) - f(y)|² ≤ Σ constants² |xᵢ - yᵢ|²`` over its parents.
+class Static:
+  """An array that is known while a function is read; equal to others of the same entries."""
 
-  If `adds` only ``|f(x) - f(y)| ≤ Σ constants |xᵢ - yᵢ|``. On a domain a function with a
-  derivative is also a linear function, that of its middle, and a rest with smaller constants.
+  __slots__ = ("_key", "value")
+
+  def __init__(self, value: Any):
+    self.value = np.asarray(value)
+    self._key = (self.value.shape, str(self.value.dtype), self.value.tobytes())
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Static) and self._key == other._key
+
+  def __hash__(self) -> int:
+    return hash(self._key)
+
+
+class Params(dict[str, Any]):
+  """Parameters of a primitive, which nobody changes: they compare and hash by what they hold."""
+
+  def __hash__(self) -> int:  # type: ignore[override]
+    return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
+class Node(NamedTuple):
+  """One array: an input, a constant, or what a primitive or a pattern makes of earlier ones.
 
   Attributes:
-    constants: one for each parent.
-    adds: whether slopes add.
-    linear: the linear function of the parents; None if there is none.
-    rest: thunk of the constants, likewise, of f less `linear`.
-  """
-
-  constants: tuple[Any, ...]
-  adds: bool = False
-  linear: LinearPart | None = None
-  rest: Callable[[], tuple[Any, ...]] = tuple
-
-
-@dataclasses.dataclass(frozen=True)
-class ScalarPart:
-  """A scalar function of every entry of the one parent.
-
-  Attributes:
-    slopes: the smallest and the largest slope, for all entries or for each.
-    cells: its slopes and values on intervals.
-  """
-
-  slopes: Callable[[], tuple[Any, Any]]
-  cells: Callable[[], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-  """No bound is known; raised only if the result depends on it."""
-
-  error: CertifyError
-
-
-Part = LinearPart | LipschitzPart | ScalarPart | Failure
-
-
-class Recipe(NamedTuple):
-  """How an array was computed, for patterns and for ranges of values.
-
-  Attributes:
-    name: JAX's primitive's, or a pattern's; empty for other primitives.
-    params: its parameters.
-    operands: nodes and constants.
-    bind: from values of the operands to the array; None for patterns.
+    name: JAX's primitive's, a pattern's, "input", "array" or "static"; empty for the
+      primitives of others.
+    inputs: places of the operands in the graph.
+    params: of the primitive or the pattern.
+    shape: of the array.
+    dtype: of the array.
+    primitive: what computes it; None for patterns, inputs and constants.
+    output: which result of the primitive it is.
+    moves: whether it depends on an input; else it is a constant.
+    line: where it was written, as `source_line` says it.
   """
 
   name: str
-  params: dict[str, Any]
-  operands: tuple[Any, ...]
-  bind: Callable[..., jax.Array] | None = None
-
-
-# Without a repr: one that shows its parents grows exponentially.
-@dataclasses.dataclass(eq=False, repr=False)
-class Node:
-  """One array of the traced function.
-
-  Attributes:
-    aval: its shape and dtype.
-    part: how it depends on the parents; None for the function's input.
-    parents: earlier nodes.
-    link: the earlier node and the function of its every entry that this one is, if so.
-    recipe: how it is computed; None if the part says it all.
-    domain: of an input, where it may lie; None for everywhere.
-    cache: of `lipjax.certify.ranges`.
-  """
-
-  aval: jax.ShapeDtypeStruct
-  part: Part | None = None
-  parents: tuple[Node, ...] = ()
-  link: tuple[Node, Callable[[jax.Array], jax.Array]] | None = None
-  recipe: Recipe | None = None
-  domain: Any = None
-  cache: dict[str, Any] = dataclasses.field(default_factory=dict)
+  inputs: tuple[int, ...] = ()
+  params: Params = Params()
+  shape: tuple[int, ...] = ()
+  dtype: Any = np.dtype(np.float32)
+  primitive: Any = None
+  output: int = 0
+  moves: bool = True
+  line: str = ""
 
   @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the array."""
-    return self.aval.shape
+  def size(self) -> int:
+    """How many entries."""
+    return math.prod(self.shape)
 
-  def ancestry(self) -> Iterator[tuple[Node, Callable[[jax.Array], jax.Array]]]:
-    """This node and those it is a scalar function of, entry by entry, latest first."""
-    node, fn = self, lambda x: x
-    yield node, fn
-    while node.link is not None:
-      earlier, step = node.link
-      node, fn = earlier, _composed(fn, step)
-      yield node, fn
+  @property
+  def wide(self) -> np.dtype:
+    """The dtype that its bounds are computed in."""
+    return compute_dtype(self.dtype)
+
+  @property
+  def is_float(self) -> bool:
+    """Whether it holds floating-point numbers."""
+    return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+  def bind(self, *values: Any) -> Any:
+    """The primitive on other values, in full precision whatever was asked for."""
+    params: dict[str, Any] = {key: x for key, x in self.params.items() if key}
+    if self.name:
+      params |= {name: how for name, how in _EXACT.items() if name in params}
+      if params.get("preferred_element_type") is not None:
+        params["preferred_element_type"] = compute_dtype(params["preferred_element_type"])
+    results = self.primitive.bind(*values, **self.primitive.get_bind_params(params))
+    return results[self.output] if self.primitive.multiple_results else results
 
 
-def _composed(outer, inner):
-  return lambda x: outer(inner(x))
+class Graph(NamedTuple):
+  """Nodes, parents first, and which of them are the results."""
+
+  nodes: tuple[Node, ...]
+  outputs: tuple[int, ...]
+
+  def static(self, i: int) -> np.ndarray | None:
+    """The value of a node that is known while the graph is read."""
+    node = self.nodes[i]
+    return node.params["value"].value if node.name == "static" else None
+
+  def scalar(self, i: int) -> Any:
+    """The one value of all entries of a constant, if it has one that is known; else None."""
+    value = self.static(i)
+    if value is None or value.size == 0 or not np.all(value == value.flat[0]):
+      return None
+    return value.flat[0]
 
 
-def in_order(outputs: list[Node]) -> list[Node]:
-  """The nodes that the outputs depend on, parents first; raises what a failed one holds."""
-  order: dict[int, Node] = {}
-  stack: list[tuple[Node, bool]] = [(node, False) for node in outputs]
-  while stack:
-    node, are_parents_done = stack.pop()
-    if id(node) in order:
+def pruned(nodes: list[Node], outputs: Iterable[int]) -> Graph:
+  """The nodes that the outputs depend on, in the same order."""
+  outputs = tuple(outputs)
+  needed = set(outputs)
+  for i in range(len(nodes) - 1, -1, -1):
+    if i in needed:
+      needed.update(nodes[i].inputs)
+  places = {old: new for new, old in enumerate(sorted(needed))}
+  kept = tuple(
+    nodes[old]._replace(inputs=tuple(places[i] for i in nodes[old].inputs)) for old in places
+  )
+  return Graph(kept, tuple(places[i] for i in outputs))
+
+
+#: Of a node in a graph what it is to be rewritten as: nodes in order, whose inputs are places in
+#: the graph, or ~k for the k-th of these nodes; or an earlier node's place that it is the same as;
+#: None to leave it.
+Rewrite = Callable[[Graph, int], "list[Node] | int | None"]
+
+
+def rewritten(graph: Graph, rules: Iterable[Rewrite]) -> Graph:
+  """Every node replaced by what the first rule says that knows it, looking at the graph as it was.
+
+  What only the replaced nodes read is left out.
+  """
+  rules = tuple(rules)
+  nodes: list[Node] = []
+  places: list[int] = []
+  for i, node in enumerate(graph.nodes):
+    results = (rule(graph, i) for rule in rules) if node.moves else ()
+    found = next((result for result in results if result is not None), None)
+    if isinstance(found, int):
+      places.append(places[found])
       continue
-    if are_parents_done:
-      order[id(node)] = node
-      continue
-    if isinstance(node.part, Failure):
-      raise node.part.error
-    stack.append((node, True))
-    stack.extend((parent, False) for parent in node.parents)
-  return list(order.values())
+    start = len(nodes)
+    for new in found or [node]:
+      inputs = tuple(places[k] if k >= 0 else start + ~k for k in new.inputs)
+      nodes.append(new._replace(inputs=inputs, line=new.line or node.line))
+    places.append(len(nodes) - 1)
+  return pruned(nodes, [places[i] for i in graph.outputs])

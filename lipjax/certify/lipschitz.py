@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import lipjax.certify.rules  # noqa: F401  (fills the table of rules)
-from lipjax.certify.chains.bounds import chain_upper_bounds
-from lipjax.certify.chains.reading import as_chain
-from lipjax.certify.constants import are_numbers
-from lipjax.certify.domain import is_domain
-from lipjax.certify.engines import hypotenuse, liplt_bounds, product_bounds
-from lipjax.certify.graph import Node, in_order
-from lipjax.certify.lower_bound import lipschitz_lower_bound
-from lipjax.certify.tracing import results_of
+from lipjax.certify.bounds.chain import chain_upper_bounds
+from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
+from lipjax.certify.bounds.reading import as_chain
+from lipjax.certify.compiled import on_arrays
+from lipjax.certify.facts import Facts
+from lipjax.certify.graph import Graph
+from lipjax.certify.linear import compute_norms
+from lipjax.certify.lower.bound import lipschitz_lower_bound
+from lipjax.certify.maps import Known, hypotenuse, live, norms_of
 from lipjax.measure.bounds import BoundMethod, Bounds
 
 #: Engines by name, as in `Bounds.names`.
@@ -154,25 +154,22 @@ def bounds_by_engine(
   box: tuple[Any, Any] | None = None,
 ) -> dict[str, jax.Array]:
   """Upper bounds by the engine's name."""
-  results = results_of(fn, argnums, args, radius, box)
-  outputs = [x for x in results if isinstance(x, Node)]
-  if not outputs:
-    return {"product": jnp.zeros(())}
-  order = in_order(outputs)
-  found = {"product": product_bounds(order), "liplt": liplt_bounds(order, outputs)}
-  bounds = {name: hypotenuse([b[id(x)] for x in outputs]) for name, b in found.items()}
-  chain = as_chain(order, outputs)
-  for name, value in chain_bounds(*chain).items() if chain else ():
+  found = on_arrays(engines, fn, argnums, args, radius, box)
+  return {"product": jnp.zeros(())} if found is None else found
+
+
+def engines(graph: Graph, facts: list[Facts]) -> dict[str, jax.Array]:
+  """Upper bounds of all outputs together, by the engine's name."""
+  known = Known(graph.nodes, facts)
+  outputs = list(dict.fromkeys(graph.outputs))
+  order = live(known, outputs)
+  compute_norms(norms_of(known, order))
+  found = {
+    "product": product_bounds(known, order),
+    "liplt": liplt_bounds(known, order, outputs),
+  }
+  bounds = {name: hypotenuse([b[i] for i in graph.outputs]) for name, b in found.items()}
+  chain = as_chain(known, order, graph.outputs)
+  for name, value in chain_upper_bounds(*chain).items() if chain else ():
     bounds[name] = jnp.fmin(value, bounds[name]) if name in bounds else value
-  is_known = jnp.logical_and(is_domain(radius, box), are_numbers(outputs))
-  return {name: jnp.where(is_known, value, jnp.inf) for name, value in bounds.items()}
-
-
-def chain_bounds(weights: Any, slopes: Any) -> dict[str, jax.Array]:
-  """Of a chain, compiled: with numbers for slopes, or with arrays, which may be traced."""
-  is_local = any(jnp.ndim(end) for pair in slopes for end in pair)
-  return (_local_chain_bounds if is_local else _chain_bounds)(weights, slopes)
-
-
-_chain_bounds = jax.jit(chain_upper_bounds, static_argnums=1)
-_local_chain_bounds = jax.jit(chain_upper_bounds)
+  return bounds

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from lipjax.measure.rounding import down, up
 from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
+from lipjax.rounding.errors import down, up
 
 
 def certified_radius(

@@ -12,26 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.certify.chains.bounds import chain_upper_bounds
-from lipjax.certify.chains.reading import as_chain
-from lipjax.certify.constants import are_numbers
-from lipjax.certify.domain import is_domain
-from lipjax.certify.engines import (
+from lipjax.certify.bounds.chain import chain_upper_bounds
+from lipjax.certify.bounds.graph import liplt_bounds
+from lipjax.certify.bounds.reading import as_chain
+from lipjax.certify.compiled import on_arrays
+from lipjax.certify.facts import Facts, LinearPart
+from lipjax.certify.graph import Graph
+from lipjax.certify.linear import compute_norms
+from lipjax.certify.maps import (
   ROWS_UP_TO,
+  Known,
   Way,
   backward,
-  liplt_bounds,
+  live,
+  norms_of,
   of_source,
   rows_back,
 )
-from lipjax.certify.graph import LinearPart, Node, in_order
-from lipjax.certify.lipschitz import chain_bounds
-from lipjax.certify.magnitudes import flushed, times_above
-from lipjax.certify.rows import Rows, identity_rows
-from lipjax.certify.tracing import results_of
+from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.measure.gram import gram_upper_bound
-from lipjax.measure.rounding import unit_roundoff, up
 from lipjax.operators.products import compute_dtype
+from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.numbers import flushed, times_above
 
 #: ECLipsE looks at every pair by itself, if there are at most so many …
 CHAIN_PAIRS_UP_TO = 1024
@@ -107,26 +109,32 @@ def margin_upper_bounds(
 
   def bounds(*args: Any) -> jax.Array:
     logits_of = lambda *args: _logits(fn(*args))
-    (logits,) = results_of(logits_of, argnums, args, radius, box)
-    if not isinstance(logits, Node):  # they do not depend on what moves
+    found = on_arrays(_pairs, logits_of, argnums, args, radius, box)
+    if found is None:  # they do not depend on what moves
+      logits = jax.eval_shape(logits_of, *args)
       return jnp.zeros((logits.size, logits.size), compute_dtype(logits.dtype))
-    order = in_order([logits])
-    of_nodes = liplt_bounds(order, [logits])
-    ways = [
-      _of_any(logits.aval.size, of_nodes[id(logits)]),
-      _from_last_layer(logits, of_nodes),
-      _liplt(logits, order, of_nodes),
-    ]
-    chain = as_chain(order, [logits])
-    if chain is not None and len(chain[0]) > 1:
-      ways.append(_from_chain(*chain))
-    found = functools.reduce(jnp.fmin, ways)
-    # A bound that overflowed says nothing, and there is none on a ball of negative radius.
-    is_known = jnp.logical_and(is_domain(radius, box), are_numbers([logits]))
-    found = jnp.where(jnp.isnan(found) | jnp.logical_not(is_known), jnp.inf, found)
     return jnp.where(jnp.eye(len(found), dtype=bool), 0, found)
 
   return bounds
+
+
+def _pairs(graph: Graph, facts: list[Facts]) -> jax.Array:
+  """For all pairs of entries of the one output."""
+  known, (logits,) = Known(graph.nodes, facts), graph.outputs
+  order = live(known, [logits])
+  compute_norms(norms_of(known, order))
+  of_nodes = liplt_bounds(known, order, [logits])
+  ways = [
+    _of_any(graph.nodes[logits].size, of_nodes[logits]),
+    _from_last_layer(known, logits, of_nodes),
+    _liplt(known, logits, order, of_nodes),
+  ]
+  chain = as_chain(known, order, [logits])
+  if chain is not None and len(chain[0]) > 1:
+    ways.append(_from_chain(*chain))
+  found = functools.reduce(jnp.fmin, ways)
+  # A bound that overflowed says nothing.
+  return jnp.where(jnp.isnan(found), jnp.inf, found)
 
 
 def _logits(results: Any) -> jax.Array:
@@ -147,26 +155,26 @@ def _logits(results: Any) -> jax.Array:
   return jnp.reshape(logits, shape[-1:])
 
 
-def _from_last_layer(logits: Node, bounds: dict[int, jax.Array]) -> jax.Array:
+def _from_last_layer(known: Known, logits: int, bounds: dict[int, jax.Array]) -> jax.Array:
   """With the linear maps since the last function that is not, or that reads several arrays."""
-  n, dtype = logits.aval.size, compute_dtype(logits.aval.dtype)
+  n = known.nodes[logits].size
   if not 0 < n <= ROWS_UP_TO:
-    return _of_any(n, bounds[id(logits)])
-  node, matrix = logits, identity_rows(logits, dtype)
-  while isinstance(node.part, LinearPart) and len(node.parents) == 1:
-    earlier = rows_back(node, 0, matrix)
+    return _of_any(n, bounds[logits])
+  i, matrix = logits, identity_rows(known.nodes[logits])
+  while isinstance(known.part(i), LinearPart) and len(known.parents(i)) == 1:
+    earlier = rows_back(known, i, 0, matrix)
     if earlier is None:
       break
-    node, matrix = node.parents[0], earlier
-  return times_above(_distances(matrix.value.reshape((n, -1)), matrix.error), bounds[id(node)])
+    i, matrix = known.parents(i)[0], earlier
+  return times_above(_distances(matrix.value.reshape((n, -1)), matrix.error), bounds[i])
 
 
-def _liplt(logits: Node, order: list[Node], bounds: dict[int, jax.Array]) -> jax.Array:
+def _liplt(known: Known, logits: int, order: list[int], bounds: dict[int, jax.Array]) -> jax.Array:
   """As `liplt_bounds`, with differences of rows for norms; only scalar functions are split."""
-  n = logits.aval.size
+  n = known.nodes[logits].size
   terms = []
-  for node, way in backward(logits, order, splits=False):
-    way, moved = of_source(node, way, bounds)
+  for i, way in backward(known, logits, order, splits=False):
+    way, moved = of_source(known, i, way, bounds)
     terms.append(times_above(_pair_norms(n, way), moved))
   return up(functools.reduce(jnp.add, terms), len(terms) + 8)
 
@@ -197,7 +205,8 @@ def _distances(rows: jax.Array, error: jax.Array) -> jax.Array:
 def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], ...]) -> jax.Array:
   """ECLipsE of the chains that end with a pair's difference, and √2 of the whole chain's best."""
   n = weights[-1].shape[0]
-  bounds = _of_any(n, functools.reduce(jnp.fmin, chain_bounds(weights, slopes).values()))
+  whole = chain_upper_bounds(weights, slopes)
+  bounds = _of_any(n, functools.reduce(jnp.fmin, whole.values()))
   i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
   if not 0 < len(i) <= CHAIN_PAIRS_UP_TO:
     return bounds
@@ -206,9 +215,7 @@ def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], .
   lost = 2 * unit_roundoff(last.dtype)
   low, high = slopes[-1]
   slopes = (*slopes[:-1], (low - lost * abs(low), high + lost * abs(high)))
-  is_local = any(jnp.ndim(end) for pair in slopes for end in pair)
-  eclipse = _local_eclipse if is_local else _eclipse
-  found = eclipse((*earlier, last[i] - last[j]), slopes)
+  found = _of_rows((*earlier, last[i] - last[j]), slopes)
   # Differences that are too small to be normal are not in it.
   found = jnp.fmin(jnp.where(flushed(last) > 0, jnp.inf, found), bounds[i, j])
   return bounds.at[i, j].set(found).at[j, i].set(found)
@@ -223,8 +230,3 @@ def _of_rows(weights: Any, slopes: Any) -> jax.Array:
     return bounds.get("eclipse", jnp.full((), jnp.inf, row.dtype))
 
   return lax.map(of_row, rows, batch_size=CHAIN_PAIRS_AT_ONCE)
-
-
-# Of traced slopes it is not known whether they are negative, which ECLipsE does not allow.
-_eclipse = jax.jit(_of_rows, static_argnums=1)
-_local_eclipse = jax.jit(_of_rows)

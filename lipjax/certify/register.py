@@ -8,8 +8,12 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 
-from lipjax.certify.graph import LinearPart, LipschitzPart, Node
-from lipjax.certify.interpreter import OTHER_RULES, Rule
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart
+
+#: ``rule(eqn, *operands)`` gives the equation's results.
+Rule = Callable[..., Any]
+#: By the primitive itself; another one of the same name has none.
+RULES: dict[Any, Rule] = {}
 
 
 def register_rule(primitive: Any) -> Callable[[Rule], Rule]:
@@ -51,7 +55,7 @@ def register_rule(primitive: Any) -> Callable[[Rule], Rule]:
     raise TypeError(msg)
 
   def register(rule: Rule) -> Rule:
-    OTHER_RULES[primitive] = rule
+    RULES[primitive] = rule
     return rule
 
   return register
@@ -83,7 +87,8 @@ def lipschitz_node(aval: Any, nodes: Sequence[Any], constants: Sequence[float]) 
   if len(nodes) != len(constants) or not nodes:
     msg = f"A constant is needed for each node, got {len(nodes)} and {len(constants)}."
     raise ValueError(msg)
-  return Node(aval, LipschitzPart(tuple(map(float, constants))), tuple(nodes))
+  del aval
+  return Depends(LipschitzPart(tuple(map(float, constants))), tuple(x.place for x in nodes))
 
 
 def linear_node(
@@ -115,5 +120,6 @@ def linear_node(
     >>> print(f"{upper:.3f}")
     0.000
   """
+  del aval
   part = LinearPart(apply, (lambda: norm,), roundings=int(terms), is_exact=False)
-  return Node(aval, part, (node,))
+  return Depends(part, (node.place,))

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.measure.rounding import gamma, product_error, transpose_product, up
 from lipjax.operators.window import Window
+from lipjax.rounding.errors import gamma, product_error, transpose_product, up
 
 #: Terms that are summed in one go: a kernel's features are few.
 CHUNK = 16

@@ -9,7 +9,7 @@ from jax.scipy.linalg import solve_triangular
 
 from lipjax.measure.block_matrix import Levels, level_block
 from lipjax.measure.gram import frobenius_above
-from lipjax.measure.rounding import product_error, transpose_product, unit_roundoff, up
+from lipjax.rounding.errors import product_error, transpose_product, unit_roundoff, up
 
 #: Terms of a product that are summed in one go.
 CHUNK = 64

@@ -19,13 +19,13 @@ from lipjax.measure.block_matrix import block_levels, block_plan, n_pairs
 from lipjax.measure.cholesky import norm_upper_bound
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.lower_bound import norm_lower_bound
-from lipjax.measure.rounding import up
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.symbol_bound import symbol_upper_bound
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
 from lipjax.operators.symbol import Symbols, symbols
 from lipjax.operators.window import Window
+from lipjax.rounding.errors import up
 
 #: Bounded by the matrix up to a cost of one of 160 rows.
 MATRIX_COST = 2**22

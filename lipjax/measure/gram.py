@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.measure.rounding import (
+from lipjax.measure.scaling import nonzero
+from lipjax.rounding.errors import (
   pairwise_sum,
   pairwise_terms,
   product_error,
@@ -17,7 +18,6 @@ from lipjax.measure.rounding import (
   unit_roundoff,
   up,
 )
-from lipjax.measure.scaling import nonzero
 
 #: By how much the Schatten norm that is computed may exceed the spectral norm.
 TOLERANCE = 2e-4
@@ -44,7 +44,7 @@ def gram_upper_bound(
   :math:`\sigma_1(M_{t-1}) \le \sqrt{f_t\,\sigma_1(M_t) + e_t}`. So the bound holds as it is
   computed, and says itself what rounding costs: in float32 at most 5e-4 at r = 512, growing
   with r. Products are summed in chunks to keep :math:`\gamma` small; see
-  `lipjax.measure.rounding`.
+  `lipjax.rounding.errors`.
 
   Args:
     matrix: shape ``(…, m, n)``, float32 or wider, finite; the real part of complex ones.

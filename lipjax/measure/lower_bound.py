@@ -10,10 +10,10 @@ from jax import lax
 
 from lipjax.measure.derivatives import differentiable_sigma
 from lipjax.measure.norms import lanczos_slice
-from lipjax.measure.rounding import down, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.triplet import clean
 from lipjax.operators.base import LinearOperator
+from lipjax.rounding.errors import down, gamma, pairwise_sum, pairwise_terms, up
 
 
 def norm_lower_bound(operator: LinearOperator, w: jax.Array, key: jax.Array) -> jax.Array:

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps, schatten_norm
-from lipjax.measure.rounding import SMALL, gamma, pairwise_sum, pairwise_terms, up
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.starts import noise
 from lipjax.operators.symbol import Symbols, block_kernel, evaluate, symbols
 from lipjax.operators.window import Window
+from lipjax.rounding.errors import SMALL, gamma, pairwise_sum, pairwise_terms, up
 
 #: Relative tolerance of the Schatten norm of a symbol.
 TOLERANCE = 5e-4

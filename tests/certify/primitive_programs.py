@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 import lipjax
-from lipjax.certify.without_rules import evaluate
+from lipjax.certify.lower.arithmetic import evaluate
 
 SHAPES = ((), (3,), (1,), (1, 3), (3, 1), (2, 3), (2, 1, 3), (2, 2, 2))
 MOST_ENTRIES = 64

@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 from reference import FLOAT, X64, normal
 
-from lipjax.certify.lower_bound import lipschitz_lower_bound
-from lipjax.certify.without_rules import evaluate
+from lipjax.certify.lower.arithmetic import evaluate
+from lipjax.certify.lower.bound import lipschitz_lower_bound
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "lipsdp"
 RTOL = 1e-5

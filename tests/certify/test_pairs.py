@@ -8,7 +8,7 @@ from flax import linen as nn
 from reference import FLOAT, X64, jacobian, normal
 
 import lipjax
-from lipjax.certify import engines
+from lipjax.certify import maps
 from lipjax.certify import pairs as module
 from lipjax.certify.pairs import margin_upper_bounds
 
@@ -121,6 +121,7 @@ def test_last_layers_that_nearly_agree():
   assert pairs[0, 2] > 0.1 * upper
 
 
+@pytest.mark.slow
 def test_the_last_layer_counts_where_liplt_is_worse(monkeypatch):
   """Of deep networks LipLT's sum exceeds the product of the norms."""
   params = [(w / jnp.linalg.norm(w, 2), b) for w, b in mlp_params(0, (8,) * 9)]
@@ -132,6 +133,7 @@ def test_the_last_layer_counts_where_liplt_is_worse(monkeypatch):
   assert np.all(pairs <= np.linalg.norm(w[:, :, None] - w[:, None], axis=0) * 1.01 + 1e-6)
 
 
+@pytest.mark.slow
 def test_many_classes_and_large_maps_fall_back(monkeypatch):
   params = mlp_params(2, (6, 9, 5))
   fn = lambda x: mlp(params, x)
@@ -140,7 +142,8 @@ def test_many_classes_and_large_maps_fall_back(monkeypatch):
   monkeypatch.setattr(module, "CHAIN_PAIRS_UP_TO", 3)
   fewer, _ = check(fn, x)
   assert np.all(pairs <= fewer * (1 + 1e-6))
-  monkeypatch.setattr(engines, "ROWS_UP_TO", 3)
+  monkeypatch.setattr(maps, "ROWS_UP_TO", 3)
+  jax.clear_caches()
   monkeypatch.setattr(module, "ROWS_UP_TO", 3)
   none, upper = check(fn, x)
   np.testing.assert_allclose(none[MANY], 2**0.5 * upper, rtol=1e-4)

@@ -8,8 +8,7 @@ from jax import lax
 from reference import FLOAT, normal
 
 import lipjax
-from lipjax.certify.ranges import full_range
-from lipjax.certify.tracing import results_of
+from lipjax.certify.compiled import on_arrays
 
 AT, TWICE = jnp.array([1, 4]), jnp.array([2, 2])
 W = normal(0, (6, 6))
@@ -40,6 +39,14 @@ SUMS = {
 }
 
 
+def range_of(fn, x, radius=None, box=None):
+  """Between which numbers the entries of the one result lie."""
+  last = lambda graph, facts: facts[graph.outputs[0]].range.full(
+    graph.nodes[graph.outputs[0]].shape
+  )
+  return [np.asarray(end, np.float64) for end in on_arrays(last, fn, 0, (x,), radius, box)]
+
+
 def sampled(fn, lower, upper):
   """The least and the largest value at corners of a box and at points inside."""
   rng = np.random.default_rng(0)
@@ -56,8 +63,7 @@ def test_ranges(name):
   x = np.asarray(normal(1, (6,)), np.float32)
   for width in (0.0, 1e-6, 0.7):
     lower, upper = x - np.float32(width), x + np.float32(width)
-    (node,) = results_of(fn, 0, (jnp.asarray(x, FLOAT),), None, (lower, upper))
-    low, high = (np.asarray(end, np.float64) for end in full_range(node))
+    low, high = range_of(fn, jnp.asarray(x, FLOAT), box=(lower, upper))
     least, most = sampled(fn, lower, upper)
     assert np.all(low <= least)
     assert np.all(most <= high)
@@ -68,10 +74,9 @@ def test_ranges(name):
 
 def test_ranges_of_half_precision_hold_what_underflows():
   x = jnp.full(4, 1e-5, jnp.float16)
-  (node,) = results_of(lambda x: x * x[::-1], 0, (x,), 1e-6, None)
-  low, high = full_range(node)
-  assert np.all(np.asarray(low, np.float64) <= 0.9e-10)
-  assert np.all(np.asarray(high, np.float64) >= 1.1e-10)
+  low, high = range_of(lambda x: x * x[::-1], x, radius=1e-6)
+  assert np.all(low <= 0.9e-10)
+  assert np.all(high >= 1.1e-10)
 
 
 def with_rule(fn):

@@ -85,7 +85,10 @@ def my_exponential(x):
 
 MESSAGES = {
   "argmax": (lambda x: 1.0 * jnp.argmax(x), r"test_rules.py:\d+ \(<lambda>\)"),
-  "inside JAX": (lambda x: jnp.fft.fft(x).real, r"complex64 \(\S*test_rules.py:\d+ \(<lambda>\)"),
+  "inside JAX": (
+    lambda x: jnp.exp(jnp.fft.fft(x)).real,
+    r"complex numbers \(\S*test_rules.py:\d+ \(<lambda>\)",
+  ),
   "searched for slopes": (lambda x: 2 * my_exponential(x), r"test_rules.py:\d+ \(my_exp"),
   "searched inside JAX": (lambda x: jax.nn.softplus(x) ** 2, r"test_rules.py:\d+ \(<lambda>\)"),
 }
@@ -98,7 +101,7 @@ def test_messages_name_the_line(name):
     lipjax.lipschitz_upper_bound(fn)(jnp.zeros(VECTOR, jnp.float32))
 
 
-@pytest.mark.parametrize("fn", [jnp.fft.fft, jnp.exp, jnp.argmax])
+@pytest.mark.parametrize("fn", [jnp.exp, jnp.argmax])
 def test_messages_without_a_line_have_no_empty_brackets(fn):
   with pytest.raises(lipjax.CertifyError) as error:
     lipjax.lipschitz_upper_bound(fn)(jnp.zeros(VECTOR))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax import lax
 from slope_samples import sampled
 
-from lipjax.certify.slopes.errors import NotLipschitzError
-from lipjax.certify.slopes.search import slope_interval
+from lipjax.certify.scalar.errors import NotLipschitzError
+from lipjax.certify.scalar.search import slope_interval
 
 UNARY = [
   jnp.sin, jnp.cos, jnp.tanh, jax.nn.sigmoid, lax.erf, jnp.arctan, jnp.abs, jax.nn.relu,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import lipjax  # noqa: F401  (fills the table of rules)
-from lipjax.certify.interpreter import RULES
-from lipjax.certify.slopes.graph import NAMES
-from lipjax.certify.slopes.table import ENTRIES
+import lipjax  # noqa: F401  (fills the records)
+from lipjax.certify.primitives import RECORDS
+from lipjax.certify.scalar.graph import NAMES
+from lipjax.certify.scalar.table import ENTRIES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -24,9 +24,9 @@ def rules_table():
   return module
 
 
-@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("name", sorted(RECORDS))
 def test_every_rule_says_in_a_line_what_it_does(name):
-  first = (RULES[name].__doc__ or "").split("\n\n")[0].strip()
+  first = (RECORDS[name].transfer.__doc__ or "").split("\n\n")[0].strip()
   assert first
   assert "\n" not in first
   assert first.endswith(".")
@@ -34,7 +34,7 @@ def test_every_rule_says_in_a_line_what_it_does(name):
 
 def test_every_primitive_is_listed_once(rules_table):
   rows = [row.split("|")[1] for row in rules_table.primitives().splitlines() if row[:3] == "| `"]
-  assert sorted(re.findall(r"`([^`]+)`", " ".join(rows))) == sorted(RULES)
+  assert sorted(re.findall(r"`([^`]+)`", " ".join(rows))) == sorted(RECORDS)
 
 
 def test_every_activation_has_a_row(rules_table):
@@ -44,11 +44,12 @@ def test_every_activation_has_a_row(rules_table):
 
 
 def test_every_scalar_primitive_is_listed(rules_table):
-  assert set(re.findall(r"`([^`]+)`", rules_table.scalar_primitives())) == set(NAMES.values())
+  assert set(re.findall(r"`([^`]+)`", rules_table.scalar_primitives())) == set(NAMES)
 
 
 def test_the_page_is_made_of_these_tables(rules_table):
   page = (DOCS / "rules.md").read_text(encoding="utf-8")
   called = re.findall(r"^Markdown\(rules_table\.(\w+)\(\)\)$", page, re.M)
   assert called == ["primitives", "activations", "scalar_primitives"]
+  assert "Markdown(programs_table.programs())" in page
   assert re.search(r"^rules$", (DOCS / "index.md").read_text(encoding="utf-8"), re.M)

@@ -10,7 +10,7 @@ from reference import FLOAT, X64, normal, top_sigma, with_spectrum
 
 import lipjax
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps
-from lipjax.measure.rounding import product_error, transpose_product, two_sum
+from lipjax.rounding.errors import product_error, transpose_product, two_sum
 
 SCALES = (1e-30, 1e-3, 1.0, 1e30)
 KINDS = (

@@ -1,0 +1,1 @@
+"""Engines: from a graph and what is known of its nodes to a bound."""

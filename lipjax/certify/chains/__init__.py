@@ -1,1 +1,0 @@
-"""Bounds of chains: weights with scalar functions between them."""

@@ -1,0 +1,98 @@
+"""From a function to something found out about it: read, rewritten, and computed in one program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from lipjax.certify.domain import check_domain, domains, is_domain
+from lipjax.certify.facts import Facts
+from lipjax.certify.graph import Graph, Node, rewritten
+from lipjax.certify.numbers import are_numbers
+from lipjax.certify.patterns import PATTERNS
+from lipjax.certify.patterns.joined import extremes
+from lipjax.certify.patterns.scalars import fused
+from lipjax.certify.reading.reader import moving_leaves, read
+from lipjax.certify.sweep import facts_of
+
+#: Larger graphs are computed step by step, in programs that layers of equal shapes share.
+ONE_PROGRAM_UP_TO = 64
+#: From a graph and what is known of its nodes to bounds, a pytree of arrays.
+Engine = Callable[[Graph, list[Facts]], Any]
+
+
+def on_arrays(
+  engine: Engine,
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int],
+  args: Sequence[Any],
+  radius: Any | None,
+  box: tuple[Any, Any] | None,
+) -> Any:
+  """What an engine finds, infinite where there is no domain; None if no result moves.
+
+  Where nothing is traced a small graph is one program, which is compiled fast: it runs a few times.
+  """
+  graph, arrays = read(fn, argnums, args)
+  if not graph.outputs:
+    return None
+  graph = patterned(graph, arrays)
+  leaves = moving_leaves(argnums, args)
+  check_domain(leaves, radius, box)
+  values = (arrays, leaves if radius is not None or box is not None else None, radius, box)
+  shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+  if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
+    return _found(engine, graph, shapes, *values)
+  # Where somebody else traces, too, what is known is computed at once.
+  with jax.ensure_compile_time_eval():
+    if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable(graph):
+      return _found(engine, graph, shapes, *values)
+    return _compiled()(engine, graph, shapes, *values)
+
+
+def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
+  """The graph with everything in it that is told by more than one primitive."""
+  return rewritten(fused(rewritten(graph, PATTERNS), list(arrays)), (extremes,))
+
+
+def nodes_of(fn: Callable[..., Any], *args: Any) -> Sequence[Node]:
+  """The nodes that a bound of a function in its first argument is computed from."""
+  graph, arrays = read(fn, 0, args)
+  return patterned(graph, arrays).nodes
+
+
+def _found(
+  engine: Engine, graph: Graph, shapes: Any, arrays: Any, leaves: Any, radius: Any, box: Any
+) -> Any:
+  with jax.default_matmul_precision("highest"):
+    within = [None] * len(shapes) if leaves is None else domains(leaves, radius, box)
+    facts = facts_of(graph, arrays, within)
+    is_known = jnp.logical_and(is_domain(radius, box), are_numbers(graph, facts))
+    # Whole numbers are places, and hold anyway.
+    is_place = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer)
+    known = lambda x: x if is_place(x) else jnp.where(is_known, x, jnp.inf)
+    return jax.tree.map(known, engine(graph, facts))
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+  options: dict[str, Any] = {}
+  if jax.default_backend() == "cpu":
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options |= {"xla_cpu_parallel_codegen_split_count": 1}
+    if jax.__version_info__ < (0, 11):  # later ones do not know it
+      options |= {"xla_cpu_use_fusion_emitters": False}
+  return jax.jit(_found, static_argnums=(0, 1, 2), compiler_options=options)
+
+
+def _is_hashable(graph: Graph) -> bool:
+  try:
+    hash(graph)
+  except TypeError:
+    return False
+  return True

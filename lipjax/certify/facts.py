@@ -1,0 +1,172 @@
+r"""What is known of a node: how it depends on earlier ones, between which numbers it lies.
+
+A node is a linear function of its parents, or a Lipschitz one, or a scalar function of one
+parent's every entry. A shift changes no slope: constants do not appear.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.certify.graph import Node
+
+
+class Range(NamedTuple):
+  """Between which numbers the entries of an array lie: ends that broadcast to its shape."""
+
+  lower: Any
+  upper: Any
+
+  def full(self, shape: tuple[int, ...]) -> Range:
+    """With an end for each entry."""
+    return Range(jnp.broadcast_to(self.lower, shape), jnp.broadcast_to(self.upper, shape))
+
+  def size(self) -> jax.Array:
+    """At least the magnitude of each entry."""
+    return jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPart:
+  r"""A linear function of one parent or several.
+
+  Attributes:
+    apply: one array for each parent to the result, linear.
+    norms: for each parent a thunk of an upper bound of the norm.
+    is_disjoint: whether each entry of the result has one parent, so that norms add like
+      the legs of a right triangle.
+    roundings: most terms that are summed for an entry, also by the transpose; 0 if nothing
+      is computed.
+    magnitude: as `apply`, with absolute values of all coefficients; None if not known.
+    weight: what a later scaling of the result can be folded into.
+    is_selection: whether each entry of the result is one entry of a parent, or 0.
+    is_exact: whether the coefficients are the function's own and no products of them.
+    lost: at least the norm of what coefficients lost by being too small, beyond the relative
+      error of `roundings`; None if they are exact or were too small before.
+  """
+
+  apply: Callable[..., jax.Array]
+  norms: tuple[Callable[[], Any], ...]
+  is_disjoint: bool = False
+  roundings: int = 0
+  magnitude: Callable[..., jax.Array] | None = None
+  weight: Any = None
+  is_selection: bool = False
+  is_exact: bool = True
+  lost: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LipschitzPart:
+  """A function with ``|f(x) - f(y)|² ≤ Σ constants² |xᵢ - yᵢ|²`` over its parents.
+
+  If `adds` only ``|f(x) - f(y)| ≤ Σ constants |xᵢ - yᵢ|``. On a domain a function with a
+  derivative is also a linear function, that of its middle, and a rest with smaller constants.
+
+  Attributes:
+    constants: one for each parent.
+    adds: whether slopes add.
+    linear: the linear function of the parents; None if there is none.
+    rest: thunk of the constants, likewise, of f less `linear`.
+  """
+
+  constants: tuple[Any, ...]
+  adds: bool = False
+  linear: LinearPart | None = None
+  rest: Callable[[], tuple[Any, ...]] = tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarPart:
+  """A scalar function of every entry of the one parent, between two slopes.
+
+  Attributes:
+    lower: the smallest slope, for all entries or for each.
+    upper: the largest slope.
+  """
+
+  lower: Any
+  upper: Any
+
+
+Part = LinearPart | LipschitzPart | ScalarPart
+
+
+class Depends(NamedTuple):
+  """How a node depends on earlier ones; on no one in particular if it is an input."""
+
+  part: Part | None = None
+  parents: tuple[int, ...] = ()
+
+
+class Facts(NamedTuple):
+  """What is known of a node.
+
+  Attributes:
+    value: of a constant.
+    depends: of what moves, how.
+    range: between which numbers it lies for all inputs, if that is known.
+    point: between which numbers it lies for the input in the middle of the domain.
+    bound: on a domain, how far it moves at most for each unit that the input moves.
+    entries: the same for each entry, where that is known.
+  """
+
+  value: Any = None
+  depends: Depends = Depends()
+  range: Range | None = None
+  point: Range | None = None
+  bound: Any = None
+  entries: Any = None
+
+
+class Operand(NamedTuple):
+  """A node that another one reads, and what is known of it.
+
+  Attributes:
+    place: in the graph.
+    node: itself.
+    facts: about it.
+    radius: of the domain; None if inputs may lie anywhere.
+  """
+
+  place: int
+  node: Node
+  facts: Facts
+  radius: Any = None
+
+  @property
+  def moves(self) -> bool:
+    """Whether it depends on the input."""
+    return self.node.moves
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the array."""
+    return self.node.shape
+
+  @property
+  def aval(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype, for rules of users."""
+    return jax.ShapeDtypeStruct(self.node.shape, self.node.dtype)
+
+  @property
+  def value(self) -> Any:
+    """Of a constant."""
+    return self.facts.value
+
+  @property
+  def range(self) -> Range | None:
+    """For all inputs, an end for each entry."""
+    found = self.facts.range
+    return None if found is None else found.full(self.shape)
+
+  @property
+  def point(self) -> Range | None:
+    """For the input in the middle of the domain."""
+    found = self.facts.point
+    return None if found is None else found.full(self.shape)

@@ -1,0 +1,1 @@
+"""Bounds from below: slopes that were found."""

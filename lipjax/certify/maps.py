@@ -1,0 +1,270 @@
+r"""Linear maps between nodes: how far one moves when those that it depends on do.
+
+Every scalar function of slopes in [α, β] is :math:`mu + r(u)`, :math:`m = (\alpha+\beta)/2`, with
+r of slope :math:`h = (\beta-\alpha)/2`. Sources of a node are inputs, and the r of all functions
+before it; `FromSources` adds up how far they move it, each by one linear map.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.certify.facts import Facts, LinearPart, LipschitzPart, Part, ScalarPart
+from lipjax.certify.graph import Node
+from lipjax.certify.matrix import Measured, Rows, identity_rows, row_norms_of, spectral_norms_of
+from lipjax.rounding.errors import up
+from lipjax.rounding.numbers import norm_above, times_above, tiny
+
+#: Matrices of compositions are looked at if they have at most so many rows …
+ROWS_UP_TO = 1024
+#: … and entries.
+ENTRIES_UP_TO = 2**22
+#: A linear map to a target: its matrix, or at least its norm where that is too large.
+Way = Rows | jax.Array
+
+
+class Known(NamedTuple):
+  """Nodes, parents first, and what is known of each."""
+
+  nodes: Sequence[Node]
+  facts: Sequence[Facts]
+
+  def part(self, i: int) -> Part | None:
+    """How a node depends on its parents."""
+    return self.facts[i].depends.part
+
+  def parents(self, i: int) -> tuple[int, ...]:
+    """The nodes that it depends on."""
+    return self.facts[i].depends.parents
+
+
+def live(known: Known, outputs: Sequence[int]) -> list[int]:
+  """The nodes that the outputs depend on, parents first."""
+  needed = set(outputs)
+  for i in range(max(outputs, default=-1), -1, -1):
+    if i in needed:
+      needed.update(known.parents(i))
+  return sorted(needed)
+
+
+def norms_of(known: Known, order: Sequence[int]) -> list[Any]:
+  """The thunks of the norms of all linear parts."""
+  parts = (known.part(i) for i in order)
+  return [norm for part in parts if isinstance(part, LinearPart) for norm in part.norms]
+
+
+def bound_from_parents(known: Known, i: int, bounds: Mapping[int, Any]) -> jax.Array:
+  """How far a node moves at most when its parents move as far as given."""
+  if known.part(i) is None:
+    return jnp.ones((), known.nodes[i].wide)
+  return _joint(known, i, gains(known.part(i)), bounds)
+
+
+def _joint(known: Known, i: int, factors: Sequence[Any], bounds: Mapping[int, Any]) -> jax.Array:
+  pairs = zip(factors, known.parents(i), strict=True)
+  terms, part = [times_above(g, bounds[p]) for g, p in pairs], known.part(i)
+  if len(terms) == 1:
+    return terms[0]
+  is_linear = isinstance(part, LinearPart) and not part.is_disjoint
+  if is_linear or (isinstance(part, LipschitzPart) and part.adds):
+    return up(functools.reduce(jnp.add, terms), len(terms))
+  return hypotenuse(terms)
+
+
+def hypotenuse(terms: list[jax.Array]) -> jax.Array:
+  """√(sum of squares), rounded up."""
+  return terms[0] if len(terms) == 1 else norm_above(jnp.stack(terms))
+
+
+def gains(part: Part | None) -> list[Any]:
+  """For each parent how far a node moves at most when it moves."""
+  match part:
+    case LinearPart(norms=norms):
+      return [norm() for norm in norms]
+    case LipschitzPart(constants=constants):
+      return list(constants)
+    case ScalarPart(lower=low, upper=high):
+      return [jnp.max(jnp.maximum(jnp.abs(low), jnp.abs(high)), initial=0)]
+  return []
+
+
+def is_nonlinear(part: Part | None) -> bool:
+  """Whether a node with it is a source of its own."""
+  return isinstance(part, ScalarPart | LipschitzPart)
+
+
+def has_linear(part: Part | None) -> bool:
+  """Whether it is linear, or has a part that is."""
+  is_split = isinstance(part, LipschitzPart) and part.linear is not None
+  return isinstance(part, LinearPart) or is_split
+
+
+class _Term(NamedTuple):
+  """How far a target moves at most for one source: by the map from it, times how far it moves."""
+
+  way: Way | Measured
+  moved: Any
+
+
+class FromSources:
+  """How far a target moves at most when its sources move as far as `bounds` says."""
+
+  def __init__(self, known: Known, target: int, order: Sequence[int], bounds: Mapping[int, Any]):
+    self._shape = known.nodes[target].shape
+    splittings = _splittings(known, target, order)
+    self._sums = [_terms(known, target, order, bounds, splits=x) for x in splittings]
+
+  def total(self) -> jax.Array:
+    """The target as a whole, in l2."""
+    norms_found = iter(spectral_norms_of(self._matrices()))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      norms = [x.way if isinstance(x.way, jax.Array) else next(norms_found) for x in terms]
+      moved = jnp.stack([x.moved for x in terms])
+      total = jnp.sum(times_above(jnp.stack(norms), moved))
+      best = jnp.fmin(best, up(total, len(terms) + 1))
+    return best
+
+  def entries(self) -> jax.Array | None:
+    """Each entry of the target; None if the matrices are not small."""
+    matrices = self._matrices()
+    if not matrices or len(matrices) < sum(map(len, self._sums)):
+      return None
+    found = iter(row_norms_of(matrices))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      total = functools.reduce(jnp.add, [times_above(next(found), x.moved) for x in terms])
+      best = jnp.fmin(best, up(total, len(terms) + 1))
+    return best.reshape(self._shape)
+
+  def _matrices(self) -> list[Rows | Measured]:
+    ways = [term.way for terms in self._sums for term in terms]
+    return [way for way in ways if not isinstance(way, jax.Array)]
+
+
+def _splittings(known: Known, target: int, order: Sequence[int]) -> list[bool]:
+  """The `splits` of `_terms` that may give a better bound than the parents'.
+
+  What is split into a linear part and a rest is larger, if the rest is.
+  """
+  if is_nonlinear(known.part(target)):
+    return [True] * has_linear(known.part(target))
+  parts = [known.part(i) for i in order]
+  is_split = any(isinstance(x, LipschitzPart) and has_linear(x) for x in parts)
+  return [False, True] if is_split else [False]
+
+
+def _terms(
+  known: Known, target: int, order: Sequence[int], bounds: Mapping[int, Any], *, splits: bool
+) -> list[_Term]:
+  """One for each source; functions with a linear part are that and a rest if `splits`."""
+  terms = []
+  for source, way in backward(known, target, order, splits=splits):
+    part = known.part(source)
+    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
+      moved = _joint(known, source, part.rest(), bounds)
+    else:
+      way, moved = of_source(known, source, way, bounds)
+    terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved))
+  return terms
+
+
+def of_source(known: Known, source: int, way: Way, bounds: Mapping[int, Any]) -> tuple[Way, Any]:
+  """The map and how far its source moves; of a scalar function, how far it is off its middle."""
+  part = known.part(source)
+  if not isinstance(part, ScalarPart):
+    return way, bounds[source]
+  half, moved = _half_range(part), bounds[known.parents(source)[0]]
+  if half.ndim and isinstance(way, Rows):
+    return way.scaled(half), moved
+  return way, times_above(moved, jnp.max(half, initial=0))
+
+
+def backward(
+  known: Known, target: int, order: Sequence[int], *, splits: bool = True
+) -> Iterator[tuple[int, Way]]:
+  """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
+  node = known.nodes[target]
+  ways: dict[int, Way] = {}
+  ways[target] = identity_rows(node) if 0 < node.size <= ROWS_UP_TO else jnp.ones((), node.wide)
+  for i in reversed([i for i in order if i <= target]):
+    if i not in ways:
+      continue
+    way, part = ways.pop(i), known.part(i)
+    if part is None or is_nonlinear(part):
+      yield i, way
+    if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
+      continue
+    for k, parent in enumerate(known.parents(i)):
+      earlier = _step_back(known, i, k, way)
+      ways[parent] = _joined(ways[parent], earlier) if parent in ways else earlier
+
+
+def rows_to_source(known: Known, target: int) -> tuple[Rows | None, int]:
+  """The matrix from the one source of a chain's node to it, and the source; None if too large."""
+  matrix: Rows | None = identity_rows(known.nodes[target])
+  i = target
+  while isinstance(known.part(i), LinearPart) and matrix is not None:
+    matrix = rows_back(known, i, 0, matrix)
+    i = known.parents(i)[0]
+  return matrix, i
+
+
+def rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
+  """The matrix from the k-th parent of a node on; None if it is too large."""
+  part = known.part(i)
+  if isinstance(part, ScalarPart):
+    return matrix.scaled(_middle(part))
+  parents = [known.nodes[p] for p in known.parents(i)]
+  if matrix.n_rows * parents[k].size > ENTRIES_UP_TO:
+    return None
+  linear = _linear(part)
+  return matrix.through(known.nodes[i], linear, parents, k, linear.norms[k]())
+
+
+def _step_back(known: Known, i: int, k: int, way: Way) -> Way:
+  """From the k-th parent of a node on; a norm where the matrix is too large."""
+  earlier = rows_back(known, i, k, way) if isinstance(way, Rows) else None
+  if earlier is not None:
+    return earlier
+  part = known.part(i)
+  if isinstance(part, ScalarPart):
+    gain = jnp.max(jnp.abs(_middle(part)), initial=0)
+  else:
+    gain = _linear(part).norms[k]()
+  return times_above(_norm(way), gain)
+
+
+def _half_range(part: ScalarPart) -> jax.Array:
+  """How far slopes are from the middle one."""
+  middle = _middle(part)
+  half = up(jnp.maximum(part.upper - middle, middle - part.lower), 2)
+  # A difference can be too small to be normal.
+  return jnp.where(part.lower < part.upper, jnp.maximum(half, tiny(half.dtype)), half)
+
+
+def _joined(one: Way, other: Way) -> Way:
+  if isinstance(one, Rows) and isinstance(other, Rows):
+    return one.plus(other)
+  return up(_norm(one) + _norm(other), 2)
+
+
+def _norm(way: Way) -> jax.Array:
+  return way.norm() if isinstance(way, Rows) else way
+
+
+def _middle(part: ScalarPart) -> Any:
+  return (part.lower + part.upper) / 2
+
+
+def _linear(part: Part | None) -> LinearPart:
+  linear = part.linear if isinstance(part, LipschitzPart) else part
+  if not isinstance(linear, LinearPart):
+    msg = "Only linear parts and scalar functions have a matrix."
+    raise TypeError(msg)
+  return linear

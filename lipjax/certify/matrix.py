@@ -1,0 +1,204 @@
+"""The matrix of a composition, a row for each entry of its result, and what rounding did to it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.certify.facts import LinearPart
+from lipjax.certify.graph import Node
+from lipjax.measure.gram import gram_upper_bound
+from lipjax.rounding.errors import gamma, unit_roundoff, up
+from lipjax.rounding.numbers import flushed, norm_above, times_above, tiny
+
+#: Matrices of more entries are measured one by one, so that few are held at once.
+STACKED_UP_TO = 2**14
+
+
+def identity_rows(node: Node) -> Rows:
+  """Of the target itself."""
+  eye = jnp.eye(node.size, dtype=node.wide).reshape((node.size, *node.shape))
+  return Rows(eye, jnp.zeros((), node.wide), is_selection=True, is_exact=True)
+
+
+class Measured(NamedTuple):
+  """What is kept of a large matrix: at least its norm, and at least that of each of its rows."""
+
+  norm: jax.Array
+  row_norms: jax.Array
+
+
+class Rows:
+  """The matrix from a node to the target, a row for each of the target's entries.
+
+  Attributes:
+    value: as computed, ``(rows, *shape of the node)``.
+    error: at least the norm of what rounding did to it.
+    is_selection: whether each row holds one 1, so that a product with it rounds nothing.
+    is_exact: whether the value is the exact matrix.
+  """
+
+  def __init__(
+    self,
+    value: jax.Array,
+    error: jax.Array,
+    size: jax.Array | None = None,
+    *,
+    is_selection: bool = False,
+    is_exact: bool = False,
+  ):
+    self.value, self.error, self._size = value, error, size
+    self.is_selection, self.is_exact = is_selection, is_exact
+
+  @property
+  def n_rows(self) -> int:
+    """How many entries the target has."""
+    return self.value.shape[0]
+
+  @property
+  def size(self) -> jax.Array:
+    """At least the norm of the value; looser than `norm`, and cheap."""
+    if self._size is None:
+      self._size = _norm_above(self.value)
+    return self._size
+
+  def norm(self) -> jax.Array:
+    """At least the norm of the exact matrix."""
+    return _norms([self.value], [self.error])[0]
+
+  def measured(self) -> Measured | Rows:
+    """What is kept of it."""
+    if self.value.size <= STACKED_UP_TO:
+      return self
+    return Measured(self.norm(), _row_norms([self.value], [self.error])[0])
+
+  def scaled(self, factor: Any) -> Rows:
+    """Times a number, or one for each entry of the node."""
+    return Rows(*_scaled(self.value, self.error, factor))
+
+  def plus(self, other: Rows) -> Rows:
+    """Of two ways to the target."""
+    return Rows(*_sum(self.value, self.error, other.value, other.error))
+
+  def through(
+    self, node: Node, part: LinearPart, parents: Sequence[Node], i: int, gain: Any
+  ) -> Rows:
+    """To the i-th parent of a node with a linear part."""
+    value = _transposed(part.apply, parents, i)(self.value)
+    rounds = bool(part.roundings) and not self.is_selection
+    if rounds:
+      sizes = node.size, parents[i].size
+      if part.magnitude is not None:
+        terms = _norm_above(_transposed(part.magnitude, parents, i)(jnp.abs(self.value)))
+      else:
+        # ‖|A|‖ ≤ ‖A‖_F ≤ √rank ‖A‖.
+        terms = math.sqrt(min(sizes)) * gain * self.size
+      error = _rounded(self.error, terms, self.value, gain, part.roundings + 2, max(sizes))
+    elif isinstance(gain, float) and gain == 1:
+      error = self.error
+    else:
+      error = times_above(self.error, gain)
+    if part.lost is not None:
+      error = up(error + times_above(part.lost, self.size))
+    return Rows(
+      value,
+      error,
+      is_selection=self.is_selection and part.is_selection,
+      is_exact=self.is_exact and not rounds and part.is_exact,
+    )
+
+
+@jax.jit
+def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
+  scaled = value * factor
+  size, largest = _norm_above(scaled), jnp.max(jnp.abs(factor), initial=0)
+  low = _too_small(value.size, 3, value.dtype)
+  moves = (jnp.any(value != 0) | (error > 0)) & (largest > 0)
+  lost = 2 * unit_roundoff(value.dtype) * size + jnp.where(moves, low, 0)
+  return scaled, up(largest * error + lost), size
+
+
+@jax.jit
+def _sum(one: jax.Array, of_one: jax.Array, other: jax.Array, of_other: jax.Array):
+  total = one + other
+  size = _norm_above(total)
+  lost = 2 * unit_roundoff(total.dtype) * size + flushed(one) + flushed(other)
+  return total, up(of_one + of_other + lost), size
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _rounded(error, terms, value, gain, roundings, n_columns) -> jax.Array:
+  """The error of a product with a matrix of norm `gain`, of an inexact `value`."""
+  lost = gamma(roundings, value.dtype) * terms
+  low = _too_small(value.shape[0] * n_columns, 2 * roundings + 1, value.dtype)
+  moves = (jnp.any(value != 0) | (error > 0)) & (gain > 0)
+  return up(error * gain + lost + jnp.where(moves, low, 0))
+
+
+def _too_small(n_entries: int, terms: int, dtype: Any) -> float:
+  """What products of so many terms lose by being too small."""
+  return terms * math.sqrt(n_entries) * tiny(dtype)
+
+
+def spectral_norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
+  """At least the norm of each exact matrix."""
+  return _in_stacks(matrices, _norms, lambda x: x.norm)
+
+
+def row_norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
+  """At least the norm of each row of each exact matrix."""
+  return _in_stacks(matrices, _row_norms, lambda x: x.row_norms)
+
+
+def _in_stacks(matrices: Sequence[Rows | Measured], fn: Any, known: Any) -> list[jax.Array]:
+  """Of matrices of one shape together: one program for them, which compiles sooner than many."""
+  stacks: dict[Any, list[int]] = {}
+  found: dict[int, jax.Array] = {}
+  for i, x in enumerate(matrices):
+    if isinstance(x, Measured):
+      found[i] = known(x)
+    else:
+      stacks.setdefault((x.n_rows, x.value.size), []).append(i)
+  for indices in stacks.values():
+    rows = [x for x in (matrices[i] for i in indices) if isinstance(x, Rows)]
+    results = fn([x.value for x in rows], [x.error for x in rows])
+    found |= dict(zip(indices, results, strict=True))
+  return [found[i] for i in range(len(matrices))]
+
+
+@jax.jit
+def _norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
+  return list(up(jax.vmap(gram_upper_bound)(_stacked(values)) + jnp.stack(errors), 2))
+
+
+@jax.jit
+def _row_norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
+  return list(up(norm_above(_stacked(values), 2) + jnp.stack(errors)[:, None], 2))
+
+
+def _stacked(values: list[jax.Array]) -> jax.Array:
+  return jnp.stack([x.reshape((x.shape[0], -1)) for x in values])
+
+
+def _transposed(apply: Any, parents: Sequence[Node], i: int):
+  avals = [jax.ShapeDtypeStruct(parent.shape, parent.wide) for parent in parents]
+
+  def one(x: Any):
+    zeros = [jnp.zeros(a.shape, a.dtype) for a in avals]
+    return apply(*zeros[:i], x, *zeros[i + 1 :])
+
+  transpose = jax.linear_transpose(one, avals[i])
+  return jax.vmap(lambda row: transpose(row)[0])
+
+
+@jax.jit
+def _norm_above(x: Any):
+  """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
+  x = jnp.abs(x.reshape((x.shape[0], -1)))
+  columns, rows = (jnp.max(jnp.sum(x, axis=axis), initial=0) for axis in (0, 1))
+  return up(jnp.sqrt(columns) * jnp.sqrt(rows), 4 + sum(x.shape))

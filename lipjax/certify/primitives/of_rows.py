@@ -1,0 +1,58 @@
+"""Functions of several arrays that are 1-Lipschitz in all of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax.certify.facts import Depends, LipschitzPart, Operand, Range
+from lipjax.certify.graph import Node
+from lipjax.certify.primitives.ranges import widened
+from lipjax.certify.primitives.record import record
+
+
+def _range(node: Node, rows: Range) -> Range:
+  return _RANGES[node.params["how"]](*(Range(*ends) for ends in zip(*rows, strict=True)))
+
+
+@record(
+  "of_rows",
+  range=_range,
+  examples=[
+    lambda x: jnp.maximum(x, x[:, ::-1]),
+    lambda x: lax.clamp(x[:, ::-1], x, jnp.tanh(x)),
+    lambda x: jnp.logaddexp(x, x[:, ::-1]),
+    lambda x: jnp.hypot(x, x[:, ::-1]),
+  ],
+)
+def of_rows(node: Node, x: Operand) -> Depends:
+  """Slope 1 of all arrays together: max, min, clamp, logaddexp and hypot of arrays that move."""
+  del node
+  return Depends(LipschitzPart((1.0,)), (x.place,))
+
+
+def _monotone(function: Callable[..., jax.Array]) -> Callable[..., Range]:
+  return lambda *rows: Range(*(function(*ends) for ends in zip(*rows, strict=True)))
+
+
+def _log_add_exp(a: Range, b: Range) -> Range:
+  largest = jnp.maximum(a.lower, b.lower), jnp.maximum(a.upper, b.upper)
+  return widened(largest[0], largest[1] + math.log(2))
+
+
+def _hypotenuse(a: Range, b: Range) -> Range:
+  least = [jnp.maximum(jnp.maximum(x.lower, -x.upper), 0) for x in (a, b)]
+  return widened(jnp.maximum(*least), jnp.hypot(a.size(), b.size()) * (1 + 1e-6))
+
+
+_RANGES: dict[str, Callable[..., Range]] = {
+  "max": _monotone(jnp.maximum),
+  "min": _monotone(jnp.minimum),
+  "clamp": _monotone(lambda low, x, high: jnp.minimum(jnp.maximum(x, low), high)),
+  "log_add_exp": _log_add_exp,
+  "hypotenuse": _hypotenuse,
+}

@@ -1,0 +1,100 @@
+"""Functions of a whole axis that are written with exponentials."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Range
+from lipjax.certify.graph import Node
+from lipjax.certify.primitives.ranges import widened
+from lipjax.certify.primitives.record import record
+from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.numbers import norm_above, times_above, tiny
+
+
+def _range(node: Node, z: Range) -> Range:
+  return softmax_range(*z, node.params["axes"])
+
+
+@record("softmax", range=_range, examples=[jax.nn.softmax, lambda x: jax.nn.softmax(x, (0, 1))])
+def softmax(node: Node, z: Operand) -> Depends:
+  r"""Slope 1/2, or the largest share where that is less.
+
+  Its Jacobian :math:`\mathrm{diag}(p) - pp^T` has norm at most 1/2 (Gao and Pavel 2017,
+  proposition 4, has 1; 1/2 follows from :math:`2\max_i p_i(1 - p_i)` as bound of the
+  absolute row sums).
+  """
+  axes, within, point = node.params["axes"], z.range, z.point
+  if within is None:
+    return Depends(LipschitzPart((0.5,)), (z.place,))
+  shares = softmax_range(*within, axes)
+  # diag(p) - pp' is at most diag(p).
+  slope = jnp.minimum(0.5, jnp.max(shares.upper, initial=0))
+  if point is None:
+    return Depends(LipschitzPart((slope,)), (z.place,))
+  ends = softmax_range(*point, axes)
+  p = ends.lower / 2 + ends.upper / 2
+  total = lambda x: jnp.sum(x, axes, keepdims=True)
+
+  def rest() -> tuple[Any, ...]:
+    # diag(p) - pp' and diag(q) - qq' differ by max|p - q| + |p - q|(|p| + |q|) at most.
+    away = jnp.maximum(shares.upper - p, p - shares.lower)
+    length = lambda x: jnp.expand_dims(norm_above(x, axes), axes)
+    sizes = times_above(length(away), length(shares.upper) + length(p))
+    return (up(jnp.max(jnp.max(away, axes, keepdims=True) + sizes, initial=0), p.size + 16),)
+
+  linear = LinearPart(
+    lambda x: p * x - p * total(p * x),
+    (lambda: up(jnp.max(p, initial=0) + jnp.max(jnp.abs(total(p) - 1), initial=0), p.size),),
+    roundings=2 * _n_along(z.shape, axes) + 6,
+    magnitude=lambda x: p * x + p * total(p * x),
+    is_exact=False,
+  )
+  return Depends(LipschitzPart((slope,), linear=linear, rest=functools.cache(rest)), (z.place,))
+
+
+def softmax_range(lower: jax.Array, upper: jax.Array, axes: tuple[int, ...]) -> Range:
+  """Of exp(z)/sum(exp(z)): largest where z is and the others are smallest, and the reverse."""
+  top = jnp.max(upper, axes, keepdims=True)
+  least, most = jnp.exp(lower - top), jnp.exp(upper - top)
+  # Exponents above -104, smaller ones give 0, are off by less than 128 roundings.
+  lost = 4 * (lower.size + 512) * unit_roundoff(lower.dtype)
+  total = lambda x: jnp.sum(x, axes, keepdims=True)
+  others = lambda x, sign: jnp.maximum(total(x) * (1 + sign * lost) - x, 0)
+  high = most / (most + others(least, -1)) * (1 + lost) + tiny(lower.dtype)
+  low = least / (least + others(most, 1)) * (1 - lost)
+  high, low = jnp.where(jnp.isnan(high), 1, high), jnp.where(jnp.isnan(low), 0, low)
+  return Range(jnp.clip(low, 0, 1), jnp.clip(high, 0, 1))
+
+
+def _log_sum_range(node: Node, x: Range) -> Range:
+  """Between the largest term and n of it."""
+  axes, rows = node.params["axes"], node.params["rows"].value
+  n = _n_along(jnp.shape(x.lower), axes)
+  ends = [jnp.max(end, axes).ravel()[rows] for end in x]
+  return widened(ends[0], ends[1] + math.log(max(n, 1)))
+
+
+@record("log_sum_exp", range=_log_sum_range, examples=[lambda x: jax.nn.logsumexp(x, 1)])
+def log_sum_exp(node: Node, x: Operand) -> Depends:
+  """Slope 1."""
+  del node
+  return Depends(LipschitzPart((1.0,)), (x.place,))
+
+
+@record("log_softmax", examples=[lambda x: jax.nn.log_softmax(x, 0)])
+def log_softmax(node: Node, x: Operand) -> Depends:
+  r"""√n: the Jacobian :math:`I - 1p^T` has a norm below it.
+
+  The norm is convex in p, and √n where p is a unit vector.
+  """
+  return Depends(LipschitzPart((math.sqrt(_n_along(x.shape, node.params["axes"])),)), (x.place,))
+
+
+def _n_along(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+  return math.prod(shape[axis] for axis in axes)

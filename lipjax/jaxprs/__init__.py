@@ -1,0 +1,1 @@
+"""Jaxprs of any JAX from 0.10 on: the one place that walks them."""

@@ -1,0 +1,1 @@
+"""Numbers that hold with rounding: intervals, norms, products."""
