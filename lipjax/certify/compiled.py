@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,8 +49,9 @@ def on_arrays(
   shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
   if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
     return _found(engine, graph, shapes, *values)
-  # Where somebody else traces, too, what is known is computed at once.
-  with jax.ensure_compile_time_eval():
+  # Where somebody else traces, what is known is computed at once.
+  is_traced_here = isinstance(jnp.add(1.0, 1.0), Tracer)
+  with jax.ensure_compile_time_eval() if is_traced_here else contextlib.nullcontext():
     if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable(graph):
       return _found(engine, graph, shapes, *values)
     return _compiled()(engine, graph, shapes, *values)
