@@ -126,7 +126,7 @@ def lipschitz_bounds(
     >>> import jax.numpy as jnp, lipjax
     >>> bounds = lipjax.lipschitz_bounds(lambda x: jnp.tanh(3 * x))(jnp.zeros(2))
     >>> print(f"{bounds.lower:.3f} {bounds.upper:.3f} {bounds.names}")
-    3.000 3.000 product
+    3.000 3.000 liplt
   """
   lower = lipschitz_lower_bound(fn, argnums, radius=radius, box=box, **options)
 
