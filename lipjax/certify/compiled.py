@@ -34,27 +34,29 @@ def on_arrays(
   args: Sequence[Any],
   radius: Any | None,
   box: tuple[Any, Any] | None,
-) -> Any:
-  """What an engine finds, infinite where there is no domain; None if no result moves.
+) -> tuple[Graph, Any] | None:
+  """The graph, and what an engine finds, infinite where there is no domain; None if nothing moves.
 
   Where nothing is traced a small graph is one program, which is compiled fast: it runs a few times.
   """
-  graph, arrays = read(fn, argnums, args)
-  if not graph.outputs:
-    return None
-  graph = patterned(graph, arrays)
+  whole, arrays = read(fn, argnums, args)
   leaves = moving_leaves(argnums, args)
+  # Between inputs, or results, without entries there is no distance.
+  if not (any(map(jnp.size, leaves)) and any(whole.nodes[i].size for i in whole.outputs)):
+    return None
+  graph = patterned(whole, arrays)
   check_domain(leaves, radius, box)
   values = (arrays, leaves if radius is not None or box is not None else None, radius, box)
   shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
+  what = engine, graph, whole, shapes
   if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
-    return _found(engine, graph, shapes, *values)
+    return graph, _found(*what, *values)
   # Where somebody else traces, what is known is computed at once.
   is_traced_here = isinstance(jnp.add(1.0, 1.0), Tracer)
   with jax.ensure_compile_time_eval() if is_traced_here else contextlib.nullcontext():
-    if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable(graph):
-      return _found(engine, graph, shapes, *values)
-    return _compiled()(engine, graph, shapes, *values)
+    if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable((graph, whole)):
+      return graph, _found(*what, *values)
+    return graph, _compiled()(*what, *values)
 
 
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
@@ -69,12 +71,19 @@ def nodes_of(fn: Callable[..., Any], *args: Any) -> Sequence[Node]:
 
 
 def _found(
-  engine: Engine, graph: Graph, shapes: Any, arrays: Any, leaves: Any, radius: Any, box: Any
+  engine: Engine,
+  graph: Graph,
+  whole: Graph,
+  shapes: Any,
+  arrays: Any,
+  leaves: Any,
+  radius: Any,
+  box: Any,
 ) -> Any:
   with jax.default_matmul_precision("highest"):
     within = [None] * len(shapes) if leaves is None else domains(leaves, radius, box)
     facts = facts_of(graph, arrays, within)
-    is_known = jnp.logical_and(is_domain(radius, box), are_numbers(graph, facts))
+    is_known = jnp.logical_and(is_domain(radius, box), are_numbers(whole, arrays))
     # Whole numbers are places, and hold anyway.
     is_place = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer)
     known = lambda x: x if is_place(x) else jnp.where(is_known, x, jnp.inf)
@@ -89,12 +98,12 @@ def _compiled() -> Callable[..., Any]:
     options |= {"xla_cpu_parallel_codegen_split_count": 1}
     if jax.__version_info__ < (0, 11):  # later ones do not know it
       options |= {"xla_cpu_use_fusion_emitters": False}
-  return jax.jit(_found, static_argnums=(0, 1, 2), compiler_options=options)
+  return jax.jit(_found, static_argnums=(0, 1, 2, 3), compiler_options=options)
 
 
-def _is_hashable(graph: Graph) -> bool:
+def _is_hashable(graphs: tuple[Graph, ...]) -> bool:
   try:
-    hash(graph)
+    hash(graphs)
   except TypeError:
     return False
   return True

@@ -41,7 +41,7 @@ def check_domain(leaves: Sequence[Any], radius: Any | None, box: tuple[Any, Any]
   if box is None:
     return
   for x in leaves:
-    _ends(jax.ShapeDtypeStruct(jnp.shape(x), compute_dtype(jnp.result_type(x))), box)
+    _given_ends(jnp.shape(x), compute_dtype(jnp.result_type(x)), box)
 
 
 def domains(
@@ -154,17 +154,24 @@ def _radius(radius: Any) -> jax.Array:
   return jnp.where(number >= 0, jnp.nextafter(number, jnp.inf), jnp.nan)
 
 
-def _ends(x: Any, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+def _ends(x: jax.Array, box: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+  lower, upper = _given_ends(x.shape, x.dtype, box)
+  return _outward(lower, -1), _outward(upper, 1)
+
+
+def _given_ends(
+  shape: tuple[int, ...], dtype: Any, box: tuple[Any, Any]
+) -> tuple[jax.Array, jax.Array]:
   try:
-    lower, upper = (jnp.broadcast_to(jnp.asarray(end, x.dtype), x.shape) for end in box)
+    lower, upper = (jnp.broadcast_to(jnp.asarray(end, dtype), shape) for end in box)
   except (TypeError, ValueError) as error:
     msg = (
       "box must be a pair of the smallest and the largest value of an entry, numbers or arrays "
-      f"of the argument's shape {x.shape}; got {box!r}."
+      f"of the argument's shape {shape}; got {box!r}."
     )
     raise CertifyError(msg) from error
   is_known = not isinstance(lower, Tracer) and not isinstance(upper, Tracer)
   if is_known and not bool(jnp.all((lower <= upper) & jnp.isfinite(lower) & jnp.isfinite(upper))):
     msg = "box must have finite ends, the first below the second."
     raise CertifyError(msg)
-  return _outward(lower, -1), _outward(upper, 1)
+  return lower, upper

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lipjax.certify.bounds.graph import liplt_bounds
-from lipjax.certify.compiled import on_arrays, patterned
+from lipjax.certify.compiled import on_arrays
+from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Facts
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.linear import compute_norms
 from lipjax.certify.lipschitz import engines
 from lipjax.certify.maps import Known, gains, live, norms_of
-from lipjax.certify.reading.reader import read
 
 
 class ExplanationStep(NamedTuple):
@@ -113,8 +114,11 @@ def explain(
     found = on_arrays(_numbers, fn, argnums, args, radius, box)
     if found is None:
       return Explanation((), {"product": 0.0})
-    steps, by_engine = jax.device_get(found)
-    nodes = patterned(*read(fn, argnums, args)).nodes
+    graph, result = found
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(result)):
+      msg = "explain says numbers, which are not known inside of jit, grad or vmap."
+      raise CertifyError(msg)
+    (steps, by_engine), nodes = jax.device_get(result), graph.nodes
     numbers = {int(step["place"]): k for k, step in enumerate(steps)}
     rows = [_step(nodes[int(step["place"])], numbers, step) for step in steps]
     return Explanation(tuple(rows), {name: float(x) for name, x in by_engine.items()})

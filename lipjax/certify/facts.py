@@ -98,10 +98,17 @@ Part = LinearPart | LipschitzPart | ScalarPart
 
 
 class Depends(NamedTuple):
-  """How a node depends on earlier ones; on no one in particular if it is an input."""
+  """How a node depends on earlier ones; on no one in particular if it is an input.
+
+  Attributes:
+    part: the function that it is of its parents.
+    parents: their places.
+    multiple: the place of a node that it is a multiple of, a constant apart, and the factor.
+  """
 
   part: Part | None = None
   parents: tuple[int, ...] = ()
+  multiple: tuple[int, float] | None = None
 
 
 class Facts(NamedTuple):
@@ -158,6 +165,11 @@ class Operand(NamedTuple):
   def value(self) -> Any:
     """Of a constant."""
     return self.facts.value
+
+  @property
+  def multiple(self) -> tuple[int, float]:
+    """The node that it is a multiple of, a constant apart; itself if there is no other."""
+    return self.facts.depends.multiple or (self.place, 1.0)
 
   @property
   def range(self) -> Range | None:

@@ -7,7 +7,7 @@ Nothing in it is computed lazily and nothing remembers: what is found out about 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -105,6 +105,16 @@ class Graph(NamedTuple):
     """The value of a node that is known while the graph is read."""
     node = self.nodes[i]
     return node.params["value"].value if node.name == "static" else None
+
+  def constant(self, i: int, arrays: Sequence[Any], values: Mapping[int, Any]) -> Any:
+    """The value of a node that does not move, from those of its operands."""
+    node = self.nodes[i]
+    match node.name:
+      case "array":
+        return arrays[node.params["index"]]
+      case "static":
+        return node.params["value"].value
+    return node.bind(*(jnp.asarray(values[k]) for k in node.inputs))
 
   def scalar(self, i: int) -> Any:
     """The one value of all entries of a constant, if it has one that is known; else None."""

@@ -1,7 +1,7 @@
 """Which entry of which node stands where: the one place that follows entries.
 
-What only moves entries (broadcasts, reshapes, permutations, slices, gathers at constant places,
-paddings, …) is followed to its source; the answer is an array of places, one for every entry.
+What only moves entries (broadcasts, reshapes, permutations, slices, gathers at constant places) is
+followed to its source; the answer is an array of places, one for every entry.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lipjax.certify.graph import Graph, Node
+from lipjax.certify.graph import Graph, Node, Params
 
 #: What only moves entries of its first operand, the others being known places.
-MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice")
+MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice")
 MOVES += ("dynamic_slice", "gather", "split", "unstack", "convert_element_type", "copy", "tile")
 #: What is filled in from outside.
 NOWHERE = -1
@@ -32,6 +32,11 @@ class Map(NamedTuple):
   source: int
   places: np.ndarray
 
+  @property
+  def is_whole(self) -> bool:
+    """Whether every entry is one of the source's."""
+    return bool(np.all(self.places != NOWHERE))
+
 
 def source_of(graph: Graph, i: int, until: int = -1) -> Map:
   """The last node before i that is not only entries of another one, and where they stand in i.
@@ -39,7 +44,7 @@ def source_of(graph: Graph, i: int, until: int = -1) -> Map:
   A node that moves nothing is its own source; the way ends at node `until` in any case.
   """
   path = []
-  while i != until and _moves(graph, i):
+  while i != until and only_moves(graph, i):
     path.append(i)
     i = graph.nodes[i].inputs[0]
   places = np.arange(graph.nodes[i].size).reshape(graph.nodes[i].shape)
@@ -50,18 +55,25 @@ def source_of(graph: Graph, i: int, until: int = -1) -> Map:
 
 def uncast(graph: Graph, i: int) -> int:
   """The same numbers in another floating-point type, as they were first."""
-  while graph.nodes[i].name in ("convert_element_type", "copy") and _moves(graph, i):
+  while graph.nodes[i].name in ("convert_element_type", "copy") and only_moves(graph, i):
     i = graph.nodes[i].inputs[0]
   return i
 
 
-def _moves(graph: Graph, i: int) -> bool:
+def only_moves(graph: Graph, i: int) -> bool:
   """Whether a node only moves entries, of floating-point numbers that stay such."""
   node = graph.nodes[i]
   if node.name not in MOVES or not node.moves or not node.is_float:
     return False
   first, *others = node.inputs
+  if node.name == "convert_element_type" and is_quantizer(node, graph.nodes[first]):
+    return False
   return graph.nodes[first].is_float and all(graph.static(k) is not None for k in others)
+
+
+def is_quantizer(node: Node, before: Node) -> bool:
+  """Whether a conversion jumps: to or from fewer than 16 bits."""
+  return min(np.dtype(x.dtype).itemsize for x in (node, before)) < 2
 
 
 def moved(graph: Graph, i: int, places: np.ndarray) -> np.ndarray:
@@ -74,7 +86,7 @@ def moved(graph: Graph, i: int, places: np.ndarray) -> np.ndarray:
     return by_hand
   others = [graph.static(k) for k in node.inputs[1:]]
   if node.name == "gather":
-    node = node._replace(params=type(node.params)({**node.params, "fill_value": 0}))
+    node = node._replace(params=Params({**node.params, "fill_value": 0}))
   with jax.ensure_compile_time_eval():
     # Place 0 must not be taken for what a gather fills in.
     return np.asarray(node.bind(places + 1, *others)) - 1
@@ -92,7 +104,7 @@ def permuted(node: Node, x: np.ndarray) -> np.ndarray | None:
     case "reshape":
       x = x if p["dimensions"] is None else np.transpose(x, p["dimensions"])
       return x.reshape(node.shape)
-    case "squeeze" | "expand_dims":
+    case "squeeze":
       return x.reshape(node.shape)
     case "transpose":
       return np.transpose(x, p["permutation"])

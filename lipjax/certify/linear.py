@@ -40,24 +40,29 @@ class Weight:
 
 
 class Norm:
-  """A norm that is computed when it is asked for, once; or together with others of its kind."""
+  """A norm that is computed when it is asked for, once; or together with others of its kind.
 
-  def __init__(self, of: Callable[..., Any], weight: jax.Array, rounded: Callable[..., Any]):
-    self._of, self.weight, self._rounded = of, weight, rounded
+  Attributes:
+    kind: norms of one kind are computed by one program.
+    weight: what it is the norm of.
+  """
+
+  def __init__(self, of: Any, weight: jax.Array, *static: Any, rounded: Callable[..., Any]):
+    self.kind = (of, static, weight.shape, weight.dtype)
+    self.weight = weight
+    self.of = functools.partial(of, *static)
+    self._rounded = rounded
     self._value: Any = None
 
   def __call__(self) -> Any:
     """The norm, with what rounding can add."""
     if self._value is None:
-      self._value = self._rounded(self._of(self.weight))
+      self.tell(self.of(self.weight))
     return self._value
 
-  @property
-  def kind(self) -> Any:
-    """Norms of one kind are computed by one program."""
-    of = self._of
-    what = (of.func, of.args) if isinstance(of, functools.partial) else of
-    return what, self.weight.shape, self.weight.dtype
+  def tell(self, sigma: Any) -> None:
+    """What `of` gives for the weight."""
+    self._value = self._rounded(sigma)
 
   def is_open(self) -> bool:
     """Whether nobody has asked for it."""
@@ -73,9 +78,9 @@ def compute_norms(norms: Sequence[Any]) -> None:
   for alike in kinds.values():
     # What is not traced shares a program as it is.
     if len(alike) > 1 and isinstance(alike[0].weight, Tracer):
-      values = lax.map(alike[0]._of, jnp.stack([norm.weight for norm in alike]))
+      values = lax.map(alike[0].of, jnp.stack([norm.weight for norm in alike]))
       for norm, value in zip(alike, values, strict=True):
-        norm._value = norm._rounded(value)
+        norm.tell(value)
 
 
 def moved(apply: Callable[..., jax.Array], copies: float = 1) -> LinearPart:
@@ -114,8 +119,8 @@ def parents(operands: Sequence[Operand]) -> tuple[int, ...]:
 def shifted(x: Operand) -> Depends:
   """A node plus a constant: the same linear map of the same parents."""
   if isinstance(x.facts.depends.part, LinearPart):
-    return x.facts.depends
-  return Depends(moved(lambda value: value), (x.place,))
+    return x.facts.depends._replace(multiple=x.multiple)
+  return Depends(moved(lambda value: value), (x.place,), x.multiple)
 
 
 def scaled(factor: Any) -> LinearPart:
@@ -185,11 +190,9 @@ def dot_part(
     pair = (w, x) if is_left else (x, w)
     return lax.dot_general(*pair, dimensions, precision=lax.Precision.HIGHEST)
 
-  matrix = jnp.transpose(weight, (*batch, *free, *contract)).astype(compute_dtype(weight.dtype))
-  rows = math.prod(weight.shape[i] for i in free)
-  columns = math.prod(weight.shape[i] for i in contract)
-  rounded = lambda sigma: _with_folding(sigma, n_folded, min(rows, columns)) + lost
-  norm = Norm(_matrix_norm, matrix.reshape((-1, rows, columns)), rounded)
+  rank = min(math.prod(weight.shape[i] for i in axes) for axes in (free, contract))
+  rounded = lambda sigma: _with_folding(sigma, n_folded, rank) + lost
+  norm = Norm(_matrix_norm, weight, (tuple(batch), tuple(free), tuple(contract)), rounded=rounded)
 
   others = [None] * (x_ndim - len(contract) - len(batch))
   features = (*batch, *free, *others) if is_left else (*batch, *others, *free)
@@ -236,8 +239,7 @@ def convolution_part(
   taps = math.prod(weight.shape[i] for i in rhs[2:])
   rank = taps * min(weight.shape[i] for i in rhs[:2])
   rounded = lambda sigma: _with_folding(sigma, n_folded, rank) + lost
-  kernel = jnp.transpose(weight, (*rhs[2:], rhs[1], rhs[0]))
-  norm = Norm(functools.partial(_convolution_norm, operator), kernel, rounded)
+  norm = Norm(_convolution_norm, weight, operator, tuple(rhs), rounded=rounded)
 
   features: list[int | None] = [None] * len(out)
   features[out[1]] = rhs[0]
@@ -254,13 +256,18 @@ def convolution_part(
 
 
 # Compiled once a shape: a network has many layers of few shapes.
-@jax.jit
-def _matrix_norm(matrices: jax.Array) -> jax.Array:
-  return jnp.max(gram_upper_bound(matrices), initial=0)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _convolution_norm(operator: Convolution, kernel: jax.Array) -> jax.Array:
+def _matrix_norm(axes: tuple[tuple[int, ...], ...], weight: jax.Array) -> jax.Array:
+  """The largest norm of the matrices with batch axes, rows and columns."""
+  batch, free, contract = axes
+  matrix = jnp.transpose(weight, (*batch, *free, *contract)).astype(compute_dtype(weight.dtype))
+  rows, columns = (math.prod(weight.shape[i] for i in side) for side in (free, contract))
+  return jnp.max(gram_upper_bound(matrix.reshape((-1, rows, columns))), initial=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _convolution_norm(operator: Convolution, axes: tuple[int, ...], weight: jax.Array) -> jax.Array:
+  kernel = jnp.transpose(weight, (*axes[2:], axes[1], axes[0]))
   # One that overflows may be no number, and the other still a bound.
   return functools.reduce(jnp.fmin, convolution_upper_bounds(operator, kernel).values())
 

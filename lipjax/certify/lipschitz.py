@@ -155,7 +155,7 @@ def bounds_by_engine(
 ) -> dict[str, jax.Array]:
   """Upper bounds by the engine's name."""
   found = on_arrays(engines, fn, argnums, args, radius, box)
-  return {"product": jnp.zeros(())} if found is None else found
+  return {"product": jnp.zeros(())} if found is None else found[1]
 
 
 def engines(graph: Graph, facts: list[Facts]) -> dict[str, jax.Array]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipjax.certify.facts import Facts
 from lipjax.certify.graph import Graph
 
 #: Where an infinite constant makes every result infinite; elsewhere it may be a mask's.
@@ -17,19 +17,29 @@ SUMS = ("add", "add_any", "sub", "scatter-add", "scatter-sub")
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
-def are_numbers(graph: Graph, facts: Sequence[Facts]) -> bool | jax.Array:
-  """Whether no constant that the outputs depend on is NaN, or infinite where that spreads."""
-  known, traced = True, []
-  for node in graph.nodes:
-    for k in node.inputs if node.moves and node.name not in PRODUCTS else ():
+def are_numbers(graph: Graph, arrays: Sequence[Any]) -> bool | jax.Array:
+  """Whether no constant that the outputs depend on is NaN, or infinite where that spreads.
+
+  Args:
+    graph: as it was read: patterns and scalar functions hold constants that they do not show.
+    arrays: its constants.
+
+  Returns:
+    A bool where all of them are known, else an array.
+  """
+  known, traced, values = True, [], dict[int, Any]()
+  for i, node in enumerate(graph.nodes):
+    if not node.moves:
+      values[i] = graph.constant(i, arrays, values)
+      continue
+    for k in node.inputs if node.name not in PRODUCTS else ():
       if graph.nodes[k].moves or not graph.nodes[k].is_float:
         continue
-      value = graph.static(k)
       # In NumPy, which has nothing to compile, where that is possible.
-      xp = jnp if value is None else np
-      x = facts[k].value if value is None else value.astype(graph.nodes[k].wide)
+      xp, x = (jnp, values[k]) if graph.static(k) is None else (np, values[k])
+      x = x.astype(graph.nodes[k].wide)
       is_number = xp.all(xp.isfinite(x) if node.name in SUMS else ~xp.isnan(x))
-      if value is None:
+      if xp is jnp:
         traced.append(is_number)
       else:
         known = known and bool(is_number)

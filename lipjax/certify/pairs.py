@@ -111,9 +111,10 @@ def margin_upper_bounds(
     logits_of = lambda *args: _logits(fn(*args))
     found = on_arrays(_pairs, logits_of, argnums, args, radius, box)
     if found is None:  # they do not depend on what moves
-      logits = jax.eval_shape(logits_of, *args)
+      logits = jax.eval_shape(lambda: logits_of(*args))
       return jnp.zeros((logits.size, logits.size), compute_dtype(logits.dtype))
-    return jnp.where(jnp.eye(len(found), dtype=bool), 0, found)
+    pairs = found[1]
+    return jnp.where(jnp.eye(len(pairs), dtype=bool), 0, pairs)
 
   return bounds
 

@@ -59,12 +59,9 @@ def facts_of(graph: Graph, arrays: Sequence[Any], domains: Sequence[Domain | Non
     operands = tuple(Operand(k, graph.nodes[k], facts[k], radius) for k in node.inputs)
     if node.name == "input":
       facts.append(_of_input(node, domains[node.params["index"]]))
-    elif node.name == "array":
-      facts.append(_of_constant(node, arrays[node.params["index"]]))
-    elif node.name == "static":
-      facts.append(_of_constant(node, node.params["value"].value))
     elif not node.moves:
-      facts.append(_of_constant(node, node.bind(*(jnp.asarray(x.value) for x in operands))))
+      values = {x.place: x.value for x in operands}
+      facts.append(_of_constant(graph.constant(len(facts), arrays, values)))
     else:
       facts.append(_of_node(Known(graph.nodes, facts), node, operands, radius, refined))
   return facts
@@ -77,8 +74,7 @@ def _of_input(node: Node, domain: Domain | None) -> Facts:
   return Facts(range=within, point=point, bound=jnp.ones((), node.wide))
 
 
-def _of_constant(node: Node, value: Any) -> Facts:
-  del node
+def _of_constant(value: Any) -> Facts:
   return Facts(value=value, range=Range(value, value), point=Range(value, value))
 
 

@@ -248,9 +248,70 @@ def _nearly(rng, values):
   )[rng.integers(12)]()  # fmt: skip
 
 
+def _masked(rng, values):
+  """What leaves out terms, weighs them, or fills entries in."""
+  x = _pick(rng, values)
+  if not x.ndim:
+    return x
+  axis = _axis(rng, x)
+  mask = jnp.asarray(rng.integers(0, 2, x.shape), bool)
+  weights = jnp.asarray(rng.choice([0.0, 1e-2, 1.0, 30.0], x.shape), jnp.float32)
+  where = rng.integers(-1, x.shape[axis] + 2, size=2)
+  e = jnp.exp(x)
+  inverse = jnp.ravel(1 / e.sum()).at[jnp.asarray(rng.integers(0, 3, x.size))]
+  fill = inverse.get(mode="fill", fill_value=3.0).reshape(x.shape)
+  shift = 0.1 * jnp.max(x, axis, keepdims=True)
+  return (
+    lambda: jax.nn.softmax(x, axis, where=mask), lambda: jax.nn.logsumexp(x, axis, where=mask),
+    lambda: jax.nn.logsumexp(x, axis, b=weights), lambda: e * fill,
+    lambda: jnp.take(x, where, axis, mode="fill", fill_value=2.0),
+    lambda: jnp.log(jnp.sum(jnp.where(mask, e, 0), axis, keepdims=True) + 1e-3) + shift,
+    lambda: jnp.where(mask, e, 0) / e.sum(axis, keepdims=True),
+    lambda: e / jnp.where(mask, e, 0).sum(axis, keepdims=True),
+    lambda: jnp.maximum(x, weights), lambda: jnp.clip(x, -weights, weights),
+    lambda: jnp.where(x > 0, x, weights * x),
+  )[rng.integers(11)]()  # fmt: skip
+
+
+def _complex(rng, values):
+  """A transform, something with a complex constant, and back to real numbers."""
+  x = _pick(rng, values)
+  if not x.ndim:
+    return x
+  axis, kind = _axis(rng, x), rng.integers(4)
+  z = jnp.fft.rfft(x, axis=axis) if kind == 0 else jnp.fft.fft(x, axis=axis)
+  parts = rng.uniform(-1, 1, (2, *z.shape))
+  c = jnp.asarray(parts[0] + 1j * parts[1], jnp.complex64)
+  w = jnp.asarray(rng.uniform(-1, 1, (z.shape[-1], 2)) + 1j, jnp.complex64)
+  at, where = z.at[jnp.asarray(rng.integers(0, z.shape[0], 2))], rng.integers(0, 4, 2)
+  z = (
+    lambda: z * c, lambda: z + c, lambda: z - jnp.conj(z), lambda: z / (c + 2),
+    lambda: jnp.concatenate([z, c], axis), lambda: at.set(c[:1]), lambda: at.add(z[:1]),
+    lambda: jnp.where(c.real > 0, z, c), lambda: z @ w, lambda: jnp.cumsum(z, axis),
+    lambda: jnp.take(z, where, axis, mode="fill", fill_value=1 + 2j), lambda: z.sum(axis),
+    lambda: jnp.tanh(x) * z if kind else z, lambda: jnp.roll(z, 1, axis).T,
+  )[rng.integers(14)]()  # fmt: skip
+  last = z.shape[-1] if z.ndim else 0
+  return (
+    lambda: jnp.real(z), lambda: jnp.imag(z), lambda: jnp.abs(z),
+    lambda: jnp.fft.ifft(z).real if last else jnp.real(z),
+    lambda: jnp.fft.irfft(z, n=max(2 * last - 2, 1)) if last else jnp.imag(z),
+  )[rng.integers(5)]()  # fmt: skip
+
+
 STEPS = {
   f.__name__.strip("_"): f
-  for f in (_function, _with_constant, _of_two, _moved, _written, _reduced, _nearly, _function)
+  for f in (
+    _function,
+    _with_constant,
+    _of_two,
+    _moved,
+    _written,
+    _reduced,
+    _nearly,
+    _masked,
+    _complex,
+  )
 }
 
 

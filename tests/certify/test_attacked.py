@@ -1,5 +1,8 @@
 """Bounds that an attack has broken once, and what broke them, kind by kind."""
 
+import contextlib
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,3 +219,113 @@ def test_a_function_applied_at_many_places_is_said():
   places = jnp.arange(100) % 3
   with pytest.raises(lipjax.CertifyError, match=r"jnp.where"):
     lipjax.lipschitz_upper_bound(scattered(places, jnp.sin))(jnp.zeros(3))
+
+
+# ---- broken in review, in the passes that took the place of the rules ----
+
+MASK, FLOAT8 = jnp.array([True, True, False]), jnp.float8_e4m3fn
+NAN = jnp.array([1.0, jnp.nan, 2.0])
+
+
+def after_quantizer(x):
+  return x.astype(FLOAT8).astype(x.dtype)
+
+
+def filled_inverse(x):
+  """Like softmax, but for a number that a gather fills in."""
+  inverse = (1 / jnp.exp(x).sum()).reshape(1)
+  return jnp.exp(x) * inverse.at[jnp.array([0, 0, 5])].get(mode="fill", fill_value=30.0)
+
+
+def filled_logarithm(x):
+  rows = jnp.log(jnp.exp(x).sum(1))
+  return x - rows.at[jnp.array([0, 7])].get(mode="fill", fill_value=0.0)[:, None]
+
+
+def imaginary_constant(x):
+  z = jnp.concatenate([jnp.fft.fft(x), 5j * jnp.ones(3)])
+  return jnp.imag(z)[2:5] * x
+
+
+def gated(row):
+  return lambda x: row(x) * jnp.tanh(x[::-1])
+
+
+LATER = {
+  "masked terms": (gated(lambda x: jax.nn.logsumexp(x, where=MASK)), (3,), (-9.0, -8.0)),
+  "weighted terms": (
+    gated(lambda x: jax.nn.logsumexp(x, b=jnp.array([1e-3, 2e-3, 1e-3]))), (3,), (-1.0, 1.0)),
+  "a factor that is filled in": (filled_inverse, (3,), (-1.0, 1.0)),
+  "a logarithm that is filled in": (filled_logarithm, (2, 3), (-1.0, 1.0)),
+  "an imaginary constant": (imaginary_constant, (3,), (-1.0, 1.0)),
+  "a complex padding": (
+    lambda x: jnp.imag(lax.pad(jnp.fft.fft(x), jnp.complex64(3j), [(1, 1, 0)]))[:3] * x,
+    (3,), (-1.0, 1.0)),
+  "tiny complex numbers": (
+    lambda x: 1e20 * jnp.fft.ifft(jnp.fft.fft(x) * (1e-25 + 1e-25j)).real, (3,), None),
+  "a traced branch of two": (
+    lambda x: jnp.abs(lax.cond(True, lambda z: z * 1j, lambda z: z, jnp.fft.fft(x))), (3,), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_no_slope_is_above_what_review_broke(name):
+  fn, shape, box = LATER[name]
+  upper = float(lipjax.lipschitz_upper_bound(fn, box=box)(jnp.full(shape, sum(box or (0, 0)) / 2)))
+  low, high = box or (-2.0, 2.0)
+  rng = np.random.default_rng(0)
+  points = jnp.asarray(rng.uniform(low, high, (256, *shape)), jnp.float32)
+  slopes = jax.jit(jax.vmap(jax.jacfwd(lambda x: jnp.ravel(fn(x)))))(points)
+  matrices = np.asarray(slopes, np.float64).reshape((256, -1, math.prod(shape)))
+  assert np.linalg.norm(matrices, 2, axis=(1, 2)).max() <= upper * (1 + 1e-4) < np.inf
+
+
+NO_NUMBERS = {
+  "a limit for each": lambda x: jnp.maximum(x, NAN),
+  "a limit": lambda x: jnp.maximum(x, jnp.nan),
+  "a slope for each": lambda x: jnp.where(x > 0, x, NAN * x),
+  "under a maximum": lambda x: jnp.maximum(x + jnp.inf, -x),
+  "a sum in a gate": lambda x: (x + jnp.inf) * jax.nn.sigmoid(x),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_constants_inside_of_scalar_functions_are_looked_at(name):
+  with contextlib.suppress(lipjax.CertifyError):
+    assert lipjax.lipschitz_upper_bound(NO_NUMBERS[name])(jnp.zeros(3)) == np.inf
+
+
+REFUSED = {
+  "a quantizer in a gate": lambda x: after_quantizer(x) * jax.nn.sigmoid(x),
+  "a quantizer under a maximum": lambda x: jnp.maximum(after_quantizer(x), x),
+  "a quantizer in softmax": lambda x: (
+    jnp.exp(x) / jnp.broadcast_to(after_quantizer(jnp.exp(x).sum()), x.shape)),
+  "a complex kernel": lambda x: jnp.abs(
+    lax.conv(jnp.fft.fft(x)[None, None], jnp.array([[[1 + 10j, 2j]]], jnp.complex64),
+             (1,), "VALID")),
+  "a complex function in a scatter": lambda x: (
+    jnp.abs(jnp.fft.fft(x).at[0].apply(lambda z: z * z))),
+  "complex rows of a loop": lambda x: jnp.abs(
+    lax.scan(lambda c, _: (c * 1j, c), jnp.fft.fft(x), None, length=3)[1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_read_is_refused(name):
+  with pytest.raises(lipjax.CertifyError):
+    lipjax.lipschitz_upper_bound(REFUSED[name], box=(-1.0, 1.0))(jnp.zeros(3))
+
+
+def test_nothing_moves_without_entries():
+  fn = lambda x: (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, keepdims=True) + 1)
+  assert lipjax.lipschitz_upper_bound(fn)(jnp.zeros((0, 3))) == 0
+  with pytest.raises(lipjax.CertifyError):  # and a failure is none of that
+    lipjax.lipschitz_upper_bound(lambda x: jnp.argmax(x) + 0.0)(jnp.zeros(3))
+
+
+def test_multiples_of_one_array_are_added_before_they_are_bounded():
+  """In arrays that are too large for their matrices to be looked at."""
+  big = lambda fn: float(lipjax.lipschitz_upper_bound(fn)(jnp.zeros(5000)))
+  assert big(lambda x: x - (x + 1)) == 0
+  assert big(lambda x: (1 - x) + (x + 2)) == 0
+  assert big(lambda x: x - (-x)) == pytest.approx(2, rel=1e-5)

@@ -44,7 +44,7 @@ def range_of(fn, x, radius=None, box=None):
   last = lambda graph, facts: facts[graph.outputs[0]].range.full(
     graph.nodes[graph.outputs[0]].shape
   )
-  return [np.asarray(end, np.float64) for end in on_arrays(last, fn, 0, (x,), radius, box)]
+  return [np.asarray(end, np.float64) for end in on_arrays(last, fn, 0, (x,), radius, box)[1]]
 
 
 def sampled(fn, lower, upper):

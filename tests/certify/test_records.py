@@ -37,7 +37,7 @@ expm1 floor ge gt integer_pow is_finite le log log1p logistic lt ne nextafter no
 rsqrt sign sin sinh sqrt square tan tanh xor"""
 JUMPS = "argmax argmin reduce_and reduce_or reduce_xor reduce_precision"
 #: What this JAX writes with other primitives, or a pattern takes for something else.
-ELSEWHERE = {"add_any", "clamp", "expand_dims", "max", "min", "scatter-sub", "split", "stack"}
+ELSEWHERE = {"add_any", "clamp", "max", "min", "scatter-sub", "split", "stack"}
 ELSEWHERE |= {"tile", "unstack", "select_n"}
 
 

@@ -1,13 +1,8 @@
 """What is told by more than one primitive: rewrites of the graph before anything is computed."""
 
+from lipjax.certify.patterns.joined import hypotenuse, log_add_exp
 from lipjax.certify.patterns.normalization import normalization, row_norms
-from lipjax.certify.patterns.softmax import (
-  hypotenuse,
-  log_add_exp,
-  log_softmax,
-  log_sum_exp,
-  softmax,
-)
+from lipjax.certify.patterns.softmax import log_softmax, log_sum_exp, softmax
 
 #: The first one that knows a node says what it is.
 PATTERNS = (

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import primitives
 
 from lipjax.certify.graph import Graph, Node, Params, Static
-from lipjax.certify.index_map import MOVES, moved, source_of
+from lipjax.certify.index_map import MOVES, moved, only_moves, source_of
 from lipjax.certify.patterns.moments import (
   CENTERED,
   Statistic,
@@ -106,7 +106,7 @@ def _root(graph: Graph, i: int, name: str) -> _Root | None:
   while True:
     node = graph.nodes[i]
     moving = [k for k in node.inputs if graph.nodes[k].moves]
-    if node.name in MOVES and len(moving) == 1 and moving[0] == node.inputs[0]:
+    if only_moves(graph, i):
       path.append(i)
       moves.append(i)
     elif node.name == "mul" and len(moving) == 1 and how == "root":
@@ -176,7 +176,7 @@ def _match(graph: Graph, factor: int, root: _Root, x: int) -> Rows | None:
 
 def _rows(s: Statistic | None, is_centered: bool | None) -> Rows | None:
   """The rows of a mean square or a variance; either if `is_centered` is None."""
-  if s is None or s.rows is None or s.has_entries or s.places is None:
+  if s is None or s.rows is None or s.has_entries or s.places is None or not s.rows.size:
     return None
   square, variance = is_mean_square(s.polynomial), is_variance(s.polynomial)
   found = {True: variance, False: square, None: variance or square}[is_centered]

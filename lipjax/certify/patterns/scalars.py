@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from typing import Any
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Graph, Node, Params, pruned
+from lipjax.certify.index_map import is_quantizer
 from lipjax.certify.register import RULES
 from lipjax.certify.scalar.graph import NAMES, build
 from lipjax.certify.scalar.graph import Graph as ScalarGraph
 from lipjax.certify.scalar.rules import RULES as SLOPE_RULES
-from lipjax.certify.scalar.search import graph_slopes
+from lipjax.certify.scalar.search import slopes_on_line
 
 #: So many earlier arrays are tried, of which a function may have bounded slopes.
 BASES = 6
@@ -25,7 +26,7 @@ SEVERAL = frozenset(["max", "min", "clamp", "select_n", "mul", "div"])
 #: Primitives without slopes of their own, which raise by themselves.
 _MORE = frozenset(["rem", "nextafter"])
 
-ENTRYWISE = (NAMES | _MORE) - frozenset(["broadcast_in_dim", "reshape", "squeeze", "expand_dims"])
+ENTRYWISE = (NAMES | _MORE) - frozenset(["broadcast_in_dim", "reshape", "squeeze"])
 
 
 def fused(graph: Graph, arrays: list[Any]) -> Graph:
@@ -50,19 +51,19 @@ def _scalar(graph: Graph, arrays: list[Any], links: list[int | None], i: int) ->
     base = links[base]
   if not bases:  # of truth values, or whole numbers
     return node
-  functions = [build(graph, arrays, base, i) for base in bases]
+  functions = ((base, build(graph, arrays, base, i)) for base in bases)
+  nearest = next(functions)
   # What has jumps has no slopes from anywhere.
-  pairs = list(zip(bases, functions, strict=True)) if node.is_float else []
-  found = (pair for pair in pairs if _has_slopes(pair[1], graph.nodes[pair[0]].dtype))
-  base, function = next(found, (bases[0], functions[0]))
-  params = Params(function=function)
+  candidates = itertools.chain([nearest], functions) if node.is_float else ()
+  has_slopes = lambda pair: _has_slopes(pair[1], graph.nodes[pair[0]].dtype)
+  base, function = next(filter(has_slopes, candidates), nearest)
+  params = Params(function=function, dtype=graph.nodes[base].dtype)
   return Node("scalar", (base,), params, node.shape, node.dtype, line=node.line)
 
 
-@functools.lru_cache(maxsize=512)
 def _has_slopes(function: ScalarGraph, dtype: Any) -> bool:
   try:
-    graph_slopes(function, dtype)
+    slopes_on_line(function, dtype)
   except CertifyError:
     return False
   return True
@@ -85,6 +86,8 @@ def _is_entrywise(graph: Graph, node: Node, moving: list[int]) -> bool:
     return False
   if node.name == "select_n" and not graph.nodes[node.inputs[0]].moves:
     return graph.scalar(node.inputs[0]) is not None
+  if node.name == "convert_element_type" and node.is_float and graph.nodes[moving[0]].is_float:
+    return not is_quantizer(node, graph.nodes[moving[0]])
   return all(graph.nodes[k].shape == node.shape for k in moving)
 
 

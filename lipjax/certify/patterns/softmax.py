@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from lipjax.certify.graph import Graph, Node, Params, Static
-from lipjax.certify.index_map import along, are_put_back, source_of, uncast
-from lipjax.certify.patterns.joined import joined
+from lipjax.certify.index_map import Map, along, are_put_back, source_of, uncast
 
 
 def softmax(graph: Graph, i: int) -> list[Node] | None:
@@ -23,7 +24,8 @@ def _times_inverse(graph: Graph, i: int) -> list[Node] | None:
   for top, factor in (node.inputs, node.inputs[::-1]):
     inverse = source_of(graph, factor)
     below = graph.nodes[inverse.source]
-    if below.name == "div" and graph.scalar(below.inputs[0]) == 1 and below.shape == ():
+    is_inverse = below.name == "div" and graph.scalar(below.inputs[0]) == 1
+    if is_inverse and below.shape == () and inverse.is_whole:
       found = _softmax(graph, node, top, below.inputs[1])
       if found is not None:
         return found
@@ -48,71 +50,6 @@ def _softmax(graph: Graph, node: Node, top: int, bottom: int) -> list[Node] | No
   return [_pattern("softmax", node, _unshifted(graph, z, axes), axes)]
 
 
-def log_add_exp(graph: Graph, i: int) -> list[Node] | None:
-  """``max(a, b) + log1p(exp(-|a - b|))``."""
-  node = graph.nodes[i]
-  if node.name != "add" or not all(graph.nodes[k].moves for k in node.inputs):
-    return None
-  a, b = node.inputs
-  for top, rest in ((a, b), (b, a)):
-    inner = _path(graph, rest, "log1p", "exp", "neg", "abs", "sub")
-    if inner is None or graph.nodes[top].name != "max":
-      continue
-    pair = graph.nodes[inner].inputs
-    if sorted(graph.nodes[top].inputs) == sorted(pair) and all(graph.nodes[k].moves for k in pair):
-      return joined(graph, "log_add_exp", graph.nodes[top].inputs, node)
-  return None
-
-
-def _path(graph: Graph, i: int, *names: str) -> int | None:
-  """The last of nodes with these names, each the first operand of the one before."""
-  for k, name in enumerate(names):
-    if graph.nodes[i].name != name:
-      return None
-    i = graph.nodes[i].inputs[0] if k < len(names) - 1 else i
-  return i
-
-
-def hypotenuse(graph: Graph, i: int) -> list[Node] | None:
-  """``m sqrt(1 + (l / m)²)`` for the larger and the lesser of two magnitudes; m where that is 0."""
-  node = graph.nodes[i]
-  if node.name != "select_n" or len(node.inputs) != 3:
-    return None
-  zero, product, most = node.inputs
-  square = _path(graph, _second(graph, product), "sqrt", "add")
-  ratio = _path(graph, _second(graph, square), "square", "div")
-  if not _is_zero_test(graph, zero, most) or ratio is None or graph.nodes[most].name != "max":
-    return None
-  least, guarded = graph.nodes[ratio].inputs
-  is_it = (
-    graph.nodes[product].name == "mul"
-    and graph.nodes[product].inputs[0] == most
-    and graph.scalar(graph.nodes[square or 0].inputs[0]) == 1
-    and graph.nodes[least].name == "min"
-    and graph.nodes[least].inputs == graph.nodes[most].inputs
-    and all(graph.nodes[k].name == "abs" for k in graph.nodes[most].inputs)
-    and graph.nodes[guarded].name == "select_n"
-    and graph.nodes[guarded].inputs[1] == most
-    and _is_zero_test(graph, graph.nodes[guarded].inputs[0], most)
-  )
-  if not is_it:
-    return None
-  inputs = [graph.nodes[k].inputs[0] for k in graph.nodes[most].inputs]
-  return joined(graph, "hypotenuse", inputs, node)
-
-
-def _is_zero_test(graph: Graph, i: int, x: int) -> bool:
-  """Whether a node is ``x == 0``."""
-  node = graph.nodes[i]
-  return node.name == "eq" and node.inputs[0] == x and graph.scalar(node.inputs[1]) == 0
-
-
-def _second(graph: Graph, i: int | None) -> int:
-  """The second operand; of what has none, an input."""
-  inputs = graph.nodes[i].inputs if i is not None else ()
-  return inputs[1] if len(inputs) > 1 else 0
-
-
 def log_sum_exp(graph: Graph, i: int) -> list[Node] | None:
   """``log(sum(exp(x - s))) + s``, whatever s, or without any."""
   node = graph.nodes[i]
@@ -125,8 +62,7 @@ def log_sum_exp(graph: Graph, i: int) -> list[Node] | None:
       continue
     inner = source_of(graph, _without_abs(graph, graph.nodes[uncast(graph, log)].inputs[0]))
     z = _exponent(graph, inner.source)
-    weights = _weights(graph, inner.source)
-    if z is None or graph.nodes[z].name != "sub" or weights is None:
+    if z is None or graph.nodes[z].name != "sub":
       continue
     axes = graph.nodes[inner.source].params["axes"]
     x, s = graph.nodes[z].inputs
@@ -137,8 +73,9 @@ def log_sum_exp(graph: Graph, i: int) -> list[Node] | None:
     rows = inner.places
     first = along(taken.places, axes).ravel()
     is_once = np.array_equal(np.sort(rows, axis=None), np.arange(first.size))
-    if taken.source == given.source and is_once and np.array_equal(first[rows], given.places):
-      return [_pattern("log_sum_exp", node, x, axes, rows)]
+    is_given = taken.source == given.source and taken.is_whole and given.is_whole
+    if is_given and is_once and np.array_equal(first[rows], given.places):
+      return [_log_sum(graph, node, inner, x, axes)]
   return None
 
 
@@ -148,10 +85,10 @@ def _log_of_sum(graph: Graph, i: int) -> list[Node] | None:
   inner = source_of(graph, _without_abs(graph, node.inputs[0]))
   z = _exponent(graph, inner.source)
   is_once = np.array_equal(np.sort(inner.places, None), np.arange(inner.places.size))
-  if z is None or not is_once or _weights(graph, inner.source) is None:
+  if z is None or not is_once:
     return None
   axes = graph.nodes[inner.source].params["axes"]
-  return [_pattern("log_sum_exp", node, z, axes, inner.places)]
+  return [_log_sum(graph, node, inner, z, axes)]
 
 
 def log_softmax(graph: Graph, i: int) -> list[Node] | None:
@@ -161,11 +98,11 @@ def log_softmax(graph: Graph, i: int) -> list[Node] | None:
     return None
   z, log = node.inputs
   outer = source_of(graph, log)
-  if graph.nodes[outer.source].name != "log":
+  if graph.nodes[outer.source].name != "log" or not outer.is_whole:
     return None
   inner = source_of(graph, _without_abs(graph, graph.nodes[outer.source].inputs[0]))
   exponent = _exponent(graph, inner.source)
-  if exponent is None or uncast(graph, exponent) != uncast(graph, z):
+  if exponent is None or uncast(graph, exponent) != uncast(graph, z) or not inner.is_whole:
     return None
   axes = graph.nodes[inner.source].params["axes"]
   if not _is_masked_alike(graph, inner.source, _unshifted(graph, z, axes)):
@@ -176,62 +113,72 @@ def log_softmax(graph: Graph, i: int) -> list[Node] | None:
   return [_pattern("log_softmax", node, _unshifted(graph, z, axes), axes)]
 
 
-def _pattern(
-  name: str, node: Node, x: int, axes: tuple[int, ...], rows: np.ndarray | None = None
-) -> Node:
-  """With the row of each entry, where entries are rows."""
-  params = Params(axes=tuple(axes)) if rows is None else Params(axes=tuple(axes), rows=Static(rows))
+def _pattern(name: str, node: Node, x: int, axes: tuple[int, ...], **more: Any) -> Node:
+  params = Params(axes=tuple(axes), **more)
   return Node(name, (x,), params, node.shape, node.dtype, line=node.line)
+
+
+def _log_sum(graph: Graph, node: Node, rows: Map, x: int, axes: tuple[int, ...]) -> Node:
+  """With the row that each entry is, and the terms' weights."""
+  term = _term(graph, rows.source)
+  kept = None if term.kept is None else Static(term.kept)
+  found = _pattern("log_sum_exp", node, x, axes, rows=Static(rows.places), kept=kept)
+  return found if term.weights is None else found._replace(inputs=(x, term.weights))
 
 
 def _exponent(graph: Graph, total: int) -> int | None:
   """The z of ``sum(exp(z))``, None of others; half precision is summed in single precision.
 
-  Terms may be left out, or have weights: see `_weights`.
+  Terms may be left out, or have weights: see `_Term`.
   """
   if graph.nodes[total].name != "reduce_sum":
     return None
-  term = uncast(graph, _term(graph, total)[0])
+  term = uncast(graph, _term(graph, total).place)
   return graph.nodes[term].inputs[0] if graph.nodes[term].name == "exp" else None
 
 
-def _term(graph: Graph, total: int) -> tuple[int, np.ndarray | None]:
-  """What is summed, and by which known numbers it is multiplied; 0 where it is left out."""
+class _Term(NamedTuple):
+  """What is summed.
+
+  Attributes:
+    place: of the terms.
+    kept: which of them are not left out; None for all.
+    weights: a constant that they are multiplied by, nowhere negative; None for none.
+  """
+
+  place: int
+  kept: np.ndarray | None = None
+  weights: int | None = None
+
+
+def _term(graph: Graph, total: int) -> _Term:
   term = uncast(graph, graph.nodes[total].inputs[0])
   node = graph.nodes[term]
   if node.name == "select_n" and len(node.inputs) == 3 and graph.static(node.inputs[0]) is not None:
     which, cases = node.inputs[0], node.inputs[1:]
     for i, case in enumerate(cases):
       if graph.scalar(cases[1 - i]) == 0:
-        return case, np.asarray(graph.static(which)) == bool(i)
+        kept = np.broadcast_to(np.asarray(graph.static(which)) == bool(i), node.shape)
+        return _Term(case, kept=kept)
   if node.name == "mul":
     for case, other in zip(node.inputs, node.inputs[::-1], strict=True):
       if graph.nodes[other].params.get("is_nonnegative") and graph.nodes[case].moves:
-        return case, np.full(node.shape, np.nan)  # some numbers, none of them negative
-  return term, None
-
-
-def _weights(graph: Graph, total: int) -> np.ndarray | None:
-  """The weights of the terms if none is negative; None of others."""
-  weights = _term(graph, total)[1]
-  return np.ones(()) if weights is None else weights
+        return _Term(case, weights=other)
+  return _Term(term)
 
 
 def _is_masked_alike(graph: Graph, total: int, x: int) -> bool:
   """Whether what a sum leaves out is the exponential of minus infinity, here too."""
-  kept = _term(graph, total)[1]
-  if kept is None:
-    return True
-  if kept.dtype != bool:
-    return False
-  node = graph.nodes[x]
+  term, node = _term(graph, total), graph.nodes[x]
+  if term.kept is None or term.weights is not None:
+    return term.weights is None
   if node.name != "select_n" or len(node.inputs) != 3:
     return False
   known = [graph.static(k) for k in node.inputs]
   which, cases = known[0], known[1:]
   for i, case in enumerate(cases):
     if case is not None and which is not None and np.all(case == -np.inf):
-      return np.array_equal(np.broadcast_to(which, kept.shape) == bool(i), ~kept)
+      return np.array_equal(np.broadcast_to(which, node.shape) == bool(i), ~term.kept)
   return False
 
 

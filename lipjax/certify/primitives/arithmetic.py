@@ -11,9 +11,9 @@ from jax import lax
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand
 from lipjax.certify.graph import Node
-from lipjax.certify.linear import merged, parents, shifted, times
+from lipjax.certify.linear import merged, parents, scaled, shifted, times
 from lipjax.certify.primitives import ranges
-from lipjax.certify.primitives.record import record
+from lipjax.certify.primitives.record import of_two_arrays, record
 from lipjax.certify.primitives.two import of_two
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import times_above, tiny
@@ -32,13 +32,14 @@ def sub(node: Node, left: Operand, right: Operand) -> Depends:
   """Sum of the slopes; slope 1 with a constant."""
   if left.moves and right.moves:
     return _sum(left, right, -1)
-  return shifted(left) if left.moves else times(right, -1, node.shape)
+  return shifted(left) if left.moves else neg(node, right)
 
 
 def _sum(left: Operand, right: Operand, sign: int) -> Depends:
   """Of two nodes; of one, with the factors added, where both are the same."""
-  if left.place == right.place:
-    return times(left, 1 + sign, left.shape)
+  (a, one), (b, other) = left.multiple, right.multiple
+  if a == b:
+    return Depends(scaled(one + sign * other), (a,))
   part = LinearPart(
     lambda x, y: x + sign * y,
     (lambda: 1.0, lambda: 1.0),
@@ -51,7 +52,8 @@ def _sum(left: Operand, right: Operand, sign: int) -> Depends:
 @record("neg", range=ranges.negative, examples=[lambda x: -x])
 def neg(node: Node, x: Operand) -> Depends:
   """Slope 1."""
-  return times(x, -1, node.shape)
+  place, factor = x.multiple
+  return times(x, -1, node.shape)._replace(multiple=(place, -factor))
 
 
 @record("mul", range=ranges.product, examples=[lambda x: x * 3, lambda x: jnp.tanh(x) * x[:, ::-1]])
@@ -64,7 +66,7 @@ def mul(node: Node, left: Operand, right: Operand) -> Depends:
     x, factor = (left, right) if left.moves else (right, left)
     return times(x, factor.value, node.shape)
   if left.range is None or right.range is None:
-    raise _unbounded(node)
+    raise of_two_arrays(node)
   sizes = [jnp.max(x.size(), initial=0) for x in (right.range, left.range)]
   return Depends(of_two((left, right), sizes, jnp.multiply, 1), (left.place, right.place))
 
@@ -76,7 +78,7 @@ def div(node: Node, left: Operand, right: Operand) -> Depends:
     # Not in half precision, where the inverse is off by up to a part in 256.
     return times(left, 1 / jnp.asarray(right.value, node.wide), node.shape)
   if left.range is None or right.range is None:
-    raise _unbounded(node)
+    raise of_two_arrays(node)
   size = jnp.max(left.range.size(), initial=0)
   # How far from 0 the divisor stays: not at all if it has both signs.
   within = right.range
@@ -87,14 +89,6 @@ def div(node: Node, left: Operand, right: Operand) -> Depends:
   moving = [(x.place, c) for x, c in ((left, inverse), (right, slope)) if x.moves]
   places, constants = zip(*moving, strict=True)
   return Depends(LipschitzPart(constants, adds=True), places)
-
-
-def _unbounded(node: Node) -> CertifyError:
-  return CertifyError(
-    f"{node.name!r} of two arrays that depend on the input{node.line} is no "
-    "function of one array's entries, and its slope is not bounded: bound the function on a "
-    "smaller domain, or write a rule with lipjax.register_rule for the part that has a bound."
-  )
 
 
 @record("max", "min", range=ranges.monotone, examples=[lambda x: jnp.maximum(x, x[:, ::-1])])

@@ -20,7 +20,7 @@ from lipjax.certify.primitives.record import RECORDS, RangeRule, record
 from lipjax.certify.primitives.two import of_two
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import tiny
+from lipjax.rounding.numbers import norm_above, tiny
 
 
 def _whole(pair: jax.Array) -> jax.Array:
@@ -35,15 +35,12 @@ def _parts(value: jax.Array) -> jax.Array:
 
 
 def _range_of_both(node: Node, *known: Range) -> Range | None:
-  inner: Node = node.params["of"]
-  rule = RECORDS[inner.name].range if inner.name in RECORDS else None
-  if rule is None:
-    return None
-  moves = [jnp.shape(x.lower)[:1] == (2,) for x in known]
+  inner, is_pair = node.params["of"], node.params["is_pair"]
+  rule = RECORDS[inner.name].range
   of_part = lambda k: [
-    Range(x.lower[k], x.upper[k]) if is_pair else x for x, is_pair in zip(known, moves, strict=True)
+    Range(x.lower[k], x.upper[k]) if pair else x for x, pair in zip(known, is_pair, strict=True)
   ]
-  found = [rule(inner, *of_part(k)) for k in range(2)]
+  found = [None if rule is None else rule(inner, *of_part(k)) for k in range(2)]
   if None in found:
     return None
   return Range(*(jnp.stack(ends) for ends in zip(*cast("list[Range]", found), strict=True)))
@@ -52,22 +49,10 @@ def _range_of_both(node: Node, *known: Range) -> Range | None:
 @record("of_both", range=_range_of_both, examples=[lambda x: jnp.abs(jnp.fft.fft(x).T.sum(0)[1:])])
 def of_both(node: Node, *operands: Operand) -> Depends:
   """As of a real array: real and imaginary parts do not meet."""
-  inner: Node = node.params["of"]
-  if inner.name not in RECORDS:
-    msg = f"{inner.name!r} of complex numbers{node.line} has no rule."
-    raise CertifyError(msg)
-  of_part = [_of_part(x) if x.moves else x for x in operands]
-  try:
-    depends = RECORDS[inner.name].transfer(inner._replace(line=node.line), *of_part)
-  except CertifyError:
-    depends = Depends()
-  part = depends.part
-  if not isinstance(part, LinearPart):
-    msg = (
-      f"{inner.name!r} of complex numbers{node.line} is not linear, and has no rule. Write it"
-      " with jnp.real, jnp.imag and jnp.abs."
-    )
-    raise CertifyError(msg)
+  inner, pairs = node.params["of"], zip(operands, node.params["is_pair"], strict=True)
+  of_part = [_of_part(x) if is_pair else x for x, is_pair in pairs]
+  depends = RECORDS[inner.name].transfer(inner._replace(line=node.line), *of_part)
+  part = cast("LinearPart", depends.part)
   magnitude = None if part.magnitude is None else jax.vmap(part.magnitude)
   both = {"apply": jax.vmap(part.apply), "magnitude": magnitude, "weight": None}
   return depends._replace(part=dataclasses.replace(part, **both))
@@ -181,10 +166,9 @@ def complex_mul(node: Node, a: Operand, b: Operand) -> Depends:
     return _of_two(node, (a, b), _multiply, 4)
   x, factor = (a, b) if a.moves else (b, a)
   c = jnp.asarray(factor.value, x.node.wide)
-  size = jnp.sqrt(jnp.sum(jnp.square(c), 0))
-  norm = functools.cache(lambda: up(jnp.max(size, initial=0), 8))
+  norm = functools.cache(lambda: up(jnp.max(norm_above(c, 0), initial=0), 8))
   apply = lambda x: jnp.stack([c[0] * x[0] - c[1] * x[1], c[0] * x[1] + c[1] * x[0]])
-  part = LinearPart(apply, (norm,), roundings=4, magnitude=_magnitude(jnp.abs(c)))
+  part = LinearPart(apply, (norm,), roundings=16, magnitude=_magnitude(jnp.abs(c)))
   return Depends(part, (x.place,))
 
 
@@ -212,7 +196,7 @@ def complex_dot_general(node: Node, a: Operand, b: Operand) -> Depends:
   matrix = jnp.transpose(w, order).reshape((2, -1, rows, columns))
   given = lambda x: (x, w) if a.moves else (w, x)
   apply = lambda x: _product(functools.partial(_dot, node))(*given(x))
-  norm = Norm(_matrix_norm, matrix, lambda sigma: sigma)
+  norm = Norm(_matrix_norm, matrix, rounded=lambda sigma: sigma)
   part = LinearPart(apply, (norm,), roundings=4 * max(rows, columns) + 8)
   return Depends(part, (x.place,))
 
@@ -231,7 +215,7 @@ def _of_two(node: Node, pair: Sequence[Operand], apply: Callable[..., Any], term
     raise CertifyError(msg)
   sizes = [jnp.sum(cast("Range", x.range).size(), 0) for x in pair]
   entrywise = apply is _multiply
-  bound = lambda size: jnp.max(size, initial=0) if entrywise else jnp.sqrt(jnp.sum(size**2))
+  bound = lambda size: jnp.max(size, initial=0) if entrywise else norm_above(size)
   constants = [up(bound(size), size.size + 16) for size in sizes[::-1]]
   part = of_two(pair, constants, _product(functools.partial(apply, node)), terms)
   return Depends(part, tuple(x.place for x in pair))

@@ -8,21 +8,22 @@ import numpy as np
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, Operand, Range, ScalarPart
 from lipjax.certify.graph import Node
-from lipjax.certify.primitives.record import record
+from lipjax.certify.primitives.record import of_two_arrays, record
 from lipjax.certify.scalar.cells import outward
 from lipjax.certify.scalar.errors import NotLipschitzError
 from lipjax.certify.scalar.line import graph_cells, values_on_line
-from lipjax.certify.scalar.search import graph_slopes
+from lipjax.certify.scalar.search import slopes_on_line
 from lipjax.rounding.interval import Interval
 
-UNARY = """abs acos acosh asin asinh atan atanh cbrt ceil cos cosh erf erf_inv erfc exp exp2
+#: Parts of scalar functions: by themselves they are nodes only where they have no slopes.
+PARTS = """abs acos acosh asin asinh atan atanh cbrt ceil cos cosh erf erf_inv erfc exp exp2
 expm1 floor integer_pow log log1p logistic nextafter not pow rem round rsqrt sign sin sinh sqrt
-square tan tanh"""
+square tan tanh is_finite eq ge gt le lt ne and or xor"""
 
 
 def _range(node: Node, x: Range) -> Range | None:
   try:
-    return Range(*graph_cells(node.params["function"], x.lower.dtype).values(*x))
+    return Range(*graph_cells(node.params["function"], node.params["dtype"]).values(*x))
   except CertifyError:
     return None
 
@@ -36,9 +37,9 @@ def scalar(node: Node, x: Operand) -> Depends:
   function = node.params["function"]
   within = x.range
   if within is None:
-    found = graph_slopes(function, x.node.dtype)
+    found = slopes_on_line(function, node.params["dtype"])
     return Depends(ScalarPart(found.lower, found.upper), (x.place,))
-  ends = graph_cells(function, x.node.dtype).between(*within)
+  ends = graph_cells(function, node.params["dtype"]).between(*within)
   return Depends(ScalarPart(*(jnp.broadcast_to(end, x.shape) for end in ends)), (x.place,))
 
 
@@ -48,7 +49,7 @@ def range_anywhere(node: Node, x: Operand) -> Range | None:
   return None if found is None else Range(*outward(Interval(*map(np.asarray, found)), x.node.wide))
 
 
-@record(*UNARY.split(), "is_finite", "eq", "ge", "gt", "le", "lt", "ne", "and", "or", "xor")
+@record(*PARTS.split())
 def no_function(node: Node, *operands: Operand) -> Depends:
   """As a part of a scalar function of one array's entries; of two arrays it has no bound."""
   moving = [x for x in operands if x.moves]
@@ -58,9 +59,4 @@ def no_function(node: Node, *operands: Operand) -> Depends:
   if len(moving) == 1:
     msg = f"The slopes of {node.name!r}{node.line} are not known."
     raise NotLipschitzError(msg)
-  msg = (
-    f"{node.name!r} of two arrays that depend on the input{node.line} is no "
-    "function of one array's entries, and its slope is not bounded: bound the function on a "
-    "smaller domain, or write a rule with lipjax.register_rule for the part that has a bound."
-  )
-  raise CertifyError(msg)
+  raise of_two_arrays(node)

@@ -17,6 +17,7 @@ from lipjax.certify.linear import merged, moved, of_moving, parents, times
 from lipjax.certify.primitives import ranges
 from lipjax.certify.primitives.record import record
 from lipjax.certify.primitives.shapes import constants_of, copied
+from lipjax.rounding.errors import up
 
 _AT = np.array([1, 0, 1])
 
@@ -93,7 +94,8 @@ def scatter_mul(node: Node, x: Operand, indices: Operand, updates: Operand) -> D
     msg = f"{msg} grows with them. Write x.at[places].set(x[places] * updates), on a domain."
     raise CertifyError(msg)
   factor = _scatter(node, lax.scatter_mul)(jnp.ones(x.shape, x.node.wide), at, updates.value)
-  return times(x, factor, node.shape)
+  # Of places that are listed often.
+  return times(x, up(factor, math.prod(indices.shape[:-1])), node.shape)
 
 
 def _scatter(node: Node, function: Callable[..., Any]) -> Callable[..., Any]:

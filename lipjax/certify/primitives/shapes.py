@@ -14,14 +14,15 @@ from jax import lax
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, LinearPart, Operand
-from lipjax.certify.graph import Node
+from lipjax.certify.graph import Node, Params
+from lipjax.certify.index_map import is_quantizer
 from lipjax.certify.linear import merged, moved
 from lipjax.certify.primitives import ranges
 from lipjax.certify.primitives.record import record
 
 
 @record(
-  "reshape", "rev", "slice", "squeeze", "expand_dims", "transpose", range=ranges.monotone,
+  "reshape", "rev", "slice", "squeeze", "transpose", range=ranges.monotone,
   examples=[
     lambda x: lax.reshape(x, (6,), dimensions=(1, 0)), lambda x: lax.rev(x, (1,)),
     lambda x: x[:, ::2], lambda x: x.T, lambda x: x[:1, None].squeeze(0),
@@ -58,7 +59,7 @@ def convert_element_type(node: Node, x: Operand) -> Depends:
       why = "of complex numbers has no rule: use jnp.real, jnp.imag or jnp.abs"
     msg = f"A conversion from {x.node.dtype} to {node.dtype}{node.line} {why}."
     raise CertifyError(msg)
-  if min(jnp.dtype(node.dtype).itemsize, jnp.dtype(x.node.dtype).itemsize) < 2:
+  if is_quantizer(node, x.node):
     msg = (
       f"A conversion from {x.node.dtype} to {node.dtype}{node.line} is a quantizer: it jumps, "
       "so that no slope bounds it. Bound the function with that number in 16 bits or more."
@@ -165,7 +166,7 @@ def gather(node: Node, x: Operand, indices: Operand) -> Depends:
   """√(how often an entry is taken), at places that are constants."""
   (at,) = constants_of(node, [indices])
   # Places out of bounds are filled with a constant: 0 in a linear map.
-  node = node._replace(params=type(node.params)({**node.params, "fill_value": 0}))
+  node = node._replace(params=Params({**node.params, "fill_value": 0}))
   take = lambda value: node.bind(value, at)
 
   def most_copies() -> Any:

@@ -72,18 +72,21 @@ def softmax_range(lower: jax.Array, upper: jax.Array, axes: tuple[int, ...]) -> 
   return Range(jnp.clip(low, 0, 1), jnp.clip(high, 0, 1))
 
 
-def _log_sum_range(node: Node, x: Range) -> Range:
+def _log_sum_range(node: Node, x: Range, weights: Range | None = None) -> Range:
   """Between the largest term and n of it."""
-  axes, rows = node.params["axes"], node.params["rows"].value
-  n = _n_along(jnp.shape(x.lower), axes)
-  ends = [jnp.max(end, axes).ravel()[rows] for end in x]
-  return widened(ends[0], ends[1] + math.log(max(n, 1)))
+  axes, rows, kept = (node.params[name] for name in ("axes", "rows", "kept"))
+  shift = 0.0 if weights is None else jnp.log(weights.lower)
+  lower, upper = widened(x.lower + shift, x.upper + shift, terms=64)
+  if kept is not None:
+    lower, upper = (jnp.where(kept.value, end, -jnp.inf) for end in (lower, upper))
+  ends = [jnp.max(end, axes).ravel()[rows.value] for end in (lower, upper)]
+  return widened(ends[0], ends[1] + math.log(max(_n_along(jnp.shape(lower), axes), 1)))
 
 
 @record("log_sum_exp", range=_log_sum_range, examples=[lambda x: jax.nn.logsumexp(x, 1)])
-def log_sum_exp(node: Node, x: Operand) -> Depends:
-  """Slope 1."""
-  del node
+def log_sum_exp(node: Node, x: Operand, weights: Operand | None = None) -> Depends:
+  """Slope 1, also of terms that are left out or have weights that are not negative."""
+  del node, weights
   return Depends(LipschitzPart((1.0,)), (x.place,))
 
 

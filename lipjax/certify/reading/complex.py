@@ -18,6 +18,13 @@ from lipjax.certify.patterns.normalization import Rows
 from lipjax.jaxprs.source import source_line
 from lipjax.jaxprs.versions import name_of
 
+#: What is linear in all complex operands together, and mixes no real parts with imaginary ones.
+OF_BOTH = """
+broadcast_in_dim concatenate cumsum dynamic_slice dynamic_update_slice gather pad reduce_sum
+reduce_window_sum reshape rev scatter scatter-add scatter-sub select_n slice split squeeze stack
+tile transpose unstack
+"""
+
 
 class Pair(int):
   """The place of a node that holds a complex array's real and imaginary parts."""
@@ -65,10 +72,8 @@ def read_complex(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
       inverse = reader.of_function(_inverse, operands[1])
       both = [_spread(reader, x, out, eqn), _spread(reader, Pair(inverse), out, eqn)]
       return [_node(reader, "complex_mul", both, out, eqn)]
-  # What is linear in the arrays that move does the same to both parts.
-  if makes_pair and all(isinstance(y, Pair) for y in moving):
-    constants = [y if isinstance(y, Pair) else _real_part(reader, y) for y in operands]
-    return [_of_both(reader, name, constants, k, eqn) for k in range(len(eqn.outputs))]
+  if name in OF_BOTH.split() and makes_pair and all(isinstance(y, Pair) for y in moving):
+    return [_of_both(reader, name, operands, k, eqn) for k in range(len(eqn.outputs))]
   return reader.failed(eqn, _unknown(name, eqn))
 
 
@@ -82,14 +87,14 @@ def _unknown(name: str, eqn: Any) -> str:
 
 def _real(value: np.ndarray, out: Any) -> np.ndarray:
   """In the real dtype of a complex one."""
-  return np.asarray(value, np.zeros((), out.dtype).real.dtype)
+  return np.asarray(value, np.real(np.zeros((), out.dtype)).dtype)
 
 
 def _node(
   reader: Any, name: str, operands: Sequence[Any], out: Any, eqn: Any, *, is_pair: bool = True
 ) -> Any:
   inputs, moves = tuple(reader.place(x) for x in operands), reader.moves(operands)
-  dtype = np.zeros((), out.dtype).real.dtype
+  dtype = np.real(np.zeros((), out.dtype)).dtype
   shape = (2, *out.shape) if is_pair else tuple(out.shape)
   primitive = eqn.primitive
   node = Node(name, inputs, Params(eqn.params), shape, dtype, primitive, 0, moves, source_line(eqn))
@@ -99,20 +104,26 @@ def _node(
 
 def _of_both(reader: Any, name: str, operands: Sequence[Any], k: int, eqn: Any) -> Pair:
   """A node that does to each part what a primitive does to a real array."""
-  out, inputs = eqn.outputs[k].aval, tuple(reader.place(x) for x in operands)
-  dtype = np.zeros((), out.dtype).real.dtype
+  is_complex = [jnp.issubdtype(x.aval.dtype, jnp.complexfloating) for x in eqn.inputs]
+  parts = [_pair(reader, x) if is_c else x for x, is_c in zip(operands, is_complex, strict=True)]
+  out, inputs = eqn.outputs[k].aval, tuple(reader.place(x) for x in parts)
+  dtype = np.real(np.zeros((), out.dtype)).dtype
   inner = Node(name, (), Params(_real_params(eqn.params)), out.shape, dtype, eqn.primitive, k)
-  shape, line = (2, *out.shape), source_line(eqn)
-  moves = reader.moves(operands)
-  return Pair(
-    reader.add(Node("of_both", inputs, Params(of=inner), shape, dtype, None, 0, moves, line))
-  )
+  params, shape = Params(of=inner, is_pair=tuple(is_complex)), (2, *out.shape)
+  moves, line = reader.moves(operands), source_line(eqn)
+  return Pair(reader.add(Node("of_both", inputs, params, shape, dtype, None, 0, moves, line)))
 
 
 def _real_params(params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters that name a complex dtype, for real arrays."""
-  is_dtype = lambda x: isinstance(x, np.dtype) and np.issubdtype(x, np.complexfloating)
-  return {k: np.zeros((), x).real.dtype if is_dtype(x) else x for k, x in params.items()}
+  """Parameters that name a complex dtype or number, for real arrays."""
+
+  def real(x: Any) -> Any:
+    if isinstance(x, np.dtype) and np.issubdtype(x, np.complexfloating):
+      return np.real(np.zeros((), x)).dtype
+    # What a gather fills in differs between the parts: nothing is said of it.
+    return None if isinstance(x, complex | np.complexfloating) else x
+
+  return {key: real(x) for key, x in params.items()}
 
 
 def _padded(reader: Any, x: Any, eqn: Any) -> Pair:
@@ -157,13 +168,6 @@ def _pair(reader: Any, x: Any) -> Any:
     return x
   split = lambda value: jnp.stack([jnp.real(value), jnp.imag(value)])
   return reader.of_function(split, x)
-
-
-def _real_part(reader: Any, x: Any) -> Any:
-  """A constant that a linear primitive reads: an index, a real weight, a zero."""
-  if not jnp.issubdtype(reader.dtype(x), jnp.complexfloating):
-    return x
-  return reader.of_function(jnp.real, x)
 
 
 def _spread(reader: Any, x: Any, out: Any, eqn: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,12 +39,12 @@ def read_program(reader: Any, name: str, eqn: Any, operands: Sequence[Any]) -> l
 def applied(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   """``x.at[places].apply(f)``, as a choice of f(x) and x."""
   x, *constants = operands
-  if reader.moves(constants) or not reader.moves([x]):
+  if reader.moves(constants) or not reader.moves([x]) or isinstance(x, Pair):
     return reader.failed(
       eqn,
       f"A scatter with a function of its own{source_line(eqn)}, of updates"
-      " that move, has no rule. Write x.at[places].apply(f), or"
-      " set(f(x[places], updates)).",
+      " that move, or of complex numbers, has no rule. Write x.at[places].apply(f) of real ones,"
+      " or set(f(x[places], updates)).",
     )
   try:
     return [reader.of_function(written_out(eqn), x, *constants)]
@@ -82,6 +83,9 @@ def cond(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   clip = lambda i: jnp.clip(i.astype(jnp.int32), 0, len(branches) - 1)
   index = reader.of_function(clip, which)
   results = [reader.run(branch, rest, calls) for branch in branches]
+  if any(isinstance(x, Pair) for x in itertools.chain(*results)):
+    text = f"A traced choice between branches{source_line(eqn)} of complex numbers has no rule."
+    return reader.failed(eqn, text)
   return [_chosen(reader, index, cases) for cases in zip(*results, strict=True)]
 
 
@@ -95,10 +99,6 @@ def _chosen(reader: Any, index: Any, cases: Sequence[Any]) -> Any:
 def scan(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   """Written out: each turn is a layer with its own weights."""
   p, length = eqn.params, eqn.params["length"]
-  if any(
-    isinstance(x, Pair) for x in operands[sum(scan_counts(eqn.inputs, eqn.outputs, p["jaxpr"])) :]
-  ):
-    return reader.failed(eqn, f"A scan over rows of complex numbers{source_line(eqn)} has no rule.")
   if length > MAX_TURNS:
     return reader.failed(
       eqn, f"A scan of {length} turns{source_line(eqn)}; at most {MAX_TURNS} are written out."
@@ -106,6 +106,8 @@ def scan(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   n_consts, n_carry = scan_counts(eqn.inputs, eqn.outputs, p["jaxpr"])
   consts, carry = operands[:n_consts], list(operands[n_consts : n_consts + n_carry])
   xs, rows, body = operands[n_consts + n_carry :], [], inline(p["jaxpr"], (eqn, *eqn.calls))
+  if any(isinstance(x, Pair) for x in xs):
+    return reader.failed(eqn, _complex_rows(eqn))
   turns = range(length)[::-1] if p["reverse"] else range(length)
   for turn in turns:
     of_turn = [*consts, *carry, *(reader.row(x, turn) for x in xs)]
@@ -115,6 +117,8 @@ def scan(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   avals = [x.aval for x in eqn.outputs[n_carry:]]
   if not rows:
     return [*carry, *(np.zeros(aval.shape, aval.dtype) for aval in avals)]
+  if any(isinstance(x, Pair) for x in itertools.chain(*rows)):
+    return reader.failed(eqn, _complex_rows(eqn))
   columns = zip(*(rows[::-1] if p["reverse"] else rows), strict=True)
   return [
     *carry,
@@ -123,6 +127,13 @@ def scan(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
       for aval, column in zip(avals, columns, strict=True)
     ),
   ]
+
+
+def _complex_rows(eqn: Any) -> str:
+  return (
+    f"A scan over rows of complex numbers{source_line(eqn)} has no rule. Stack their real and"
+    " imaginary parts."
+  )
 
 
 def loop(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:

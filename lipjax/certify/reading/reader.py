@@ -129,16 +129,16 @@ class _Reader:
       return self._results("", eqn, operands)
     if name in SAME or (name == "reduce_precision" and _has_16_bits(eqn.params)):
       return list(operands)
-    if name == "convert_element_type" and self.dtype(operands[0]) == eqn.outputs[0].aval.dtype:
-      return list(operands)
-    if is_complex(eqn, operands):
-      return read_complex(self, eqn, operands)
-    known = simplified(self, name, operands, eqn.outputs[0].aval.shape)
-    if known is not None:
-      return [known]
     results = read_program(self, name, eqn, operands)
     if results is not None:
       return results
+    if is_complex(eqn, operands):
+      return read_complex(self, eqn, operands)
+    if name == "convert_element_type" and self.dtype(operands[0]) == eqn.outputs[0].aval.dtype:
+      return list(operands)
+    known = simplified(self, name, operands, eqn.outputs[0].aval.shape)
+    if known is not None:
+      return [known]
     if name in ENTRYWISE.split():
       shape = eqn.outputs[0].aval.shape
       operands = [self._spread(x, shape) for x in operands]

@@ -50,10 +50,11 @@ def simplified(
   for number, other in zip(numbers, operands[::-1], strict=True) if len(operands) == 2 else ():
     if number is None or reader.shape(other) != shape:
       continue
-    if (name, float(number)) in _NOTHING or (name in ("and", "or") and number == (name == "and")):
+    is_logic = name in ("and", "or") and isinstance(number, np.bool_)
+    if (name, float(number)) in _NOTHING or (is_logic and number == (name == "and")):
       return other
-    if name in ("and", "or"):
-      return np.full(shape, name == "or")
+    if is_logic:
+      return np.full(shape, number)
   return None
 
 

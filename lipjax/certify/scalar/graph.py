@@ -24,14 +24,14 @@ from lipjax.certify.graph import Node as ArrayNode
 _KNOWN = """add add_any sub mul div neg max min abs sign floor ceil round square integer_pow pow
 exp exp2 expm1 log log1p logistic tanh sin cos tan sinh cosh erf erfc sqrt rsqrt cbrt atan asinh
 asin acos atanh acosh erf_inv select_n lt le gt ge eq ne and or not xor clamp convert_element_type
-broadcast_in_dim reshape squeeze expand_dims is_finite"""
+broadcast_in_dim reshape squeeze is_finite"""
 
 #: Primitives that it knows.
 NAMES = frozenset(_KNOWN.split())
 COMMUTATIVE = frozenset({"add", "mul", "max", "min", "eq", "ne", "and", "or", "xor"})
 COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
 LOGIC = frozenset({"and", "or", "not", "xor"})
-_RESHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims"})
+_RESHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze"})
 
 
 class Node(NamedTuple):
@@ -87,16 +87,12 @@ def build(graph: ArrayGraph, arrays: list[Any], base: int, i: int) -> Graph:
 
 def constant_value(graph: ArrayGraph, arrays: list[Any], i: int) -> Any:
   """What a constant is, or a tracer if it is not known."""
-  node = graph.nodes[i]
-  if node.name == "static":
-    return node.params["value"].value
-  if node.name == "array":
-    return arrays[node.params["index"]]
-  operands = [constant_value(graph, arrays, k) for k in node.inputs]
-  if any(isinstance(x, Tracer) for x in operands):
-    return next(x for x in operands if isinstance(x, Tracer))
+  values = {k: constant_value(graph, arrays, k) for k in graph.nodes[i].inputs}
+  traced = next((x for x in values.values() if isinstance(x, Tracer)), None)
+  if traced is not None:
+    return traced
   with jax.ensure_compile_time_eval():
-    return node.bind(*operands)
+    return graph.constant(i, arrays, values)
 
 
 class _Builder:

@@ -15,6 +15,7 @@ import numpy as np
 
 from lipjax.certify.scalar import errors as slope_errors
 from lipjax.certify.scalar.graph import Node
+from lipjax.certify.scalar.inverse_functions import INVERSE_FUNCTIONS
 from lipjax.certify.scalar.scalar_functions import FUNCTIONS, integer_power, real_power
 from lipjax.rounding import interval as iv
 from lipjax.rounding.interval import Interval
@@ -73,8 +74,9 @@ def apply_rule(ar: Any, node: Node, operands: list[Dual]) -> Dual:
   """The rule of a primitive that computes a number."""
   if not node.name:
     return _registered(ar, node, operands)
-  if node.name in FUNCTIONS:
-    return _composed(ar, node.name, FUNCTIONS[node.name], operands[0])
+  known = FUNCTIONS.get(node.name) or INVERSE_FUNCTIONS.get(node.name)
+  if known is not None:
+    return _composed(ar, node.name, known, operands[0])
   a, b = operands[0], operands[-1]
   match node.name:
     case "add":

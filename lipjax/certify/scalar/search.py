@@ -2,6 +2,7 @@ r"""Certified slopes of scalar functions: the intervals that activations are bou
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -105,6 +106,13 @@ def jaxpr_slopes(closed_jaxpr: Any, lo: float = -math.inf, hi: float = math.inf)
   return graph_slopes(graph_of_jaxpr(closed_jaxpr), closed_jaxpr.in_avals[0].dtype, lo, hi)
 
 
+def slopes_on_line(graph: Graph, dtype: Any) -> Slopes:
+  """Bounds of all slopes of a graph, which are looked for once."""
+  # A primitive with a registered rule may be given another one.
+  is_plain = all(node.name for node in graph.nodes)
+  return _cached(graph, dtype) if is_plain else graph_slopes(graph, dtype)
+
+
 def graph_slopes(graph: Graph, dtype: Any, lo: float = -math.inf, hi: float = math.inf) -> Slopes:
   """Bounds of the slopes of a graph, in floats of a dtype."""
   lo, hi = float(lo), float(hi)
@@ -126,6 +134,9 @@ def graph_slopes(graph: Graph, dtype: Any, lo: float = -math.inf, hi: float = ma
   if known is not None:
     slopes = Slopes(max(slopes.lower, known[1]), min(slopes.upper, known[2]))
   return slopes
+
+
+_cached = functools.lru_cache(maxsize=512)(graph_slopes)
 
 
 class _Search:
