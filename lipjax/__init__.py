@@ -77,4 +77,5 @@ from lipjax.certify.pairs import margin_upper_bounds as margin_upper_bounds
 from lipjax.certify.register import linear_node as linear_node
 from lipjax.certify.register import lipschitz_node as lipschitz_node
 from lipjax.certify.register import register_rule as register_rule
+from lipjax.certify.register import scalar_node as scalar_node
 from lipjax.operators.trace.layout import trace_layout as trace_layout

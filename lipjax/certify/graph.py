@@ -86,6 +86,9 @@ class Node(NamedTuple):
 
   def bind(self, *values: Any) -> Any:
     """The primitive on other values, in full precision whatever was asked for."""
+    if self.name.startswith("scatter"):  # whose function is for one dtype
+      scatter = getattr(lax, self.name.replace("-", "_"))
+      return scatter(*values, self.params["dimension_numbers"], mode=self.params["mode"])
     params: dict[str, Any] = {key: x for key, x in self.params.items() if key}
     if self.name:
       params |= {name: how for name, how in _EXACT.items() if name in params}

@@ -12,7 +12,6 @@ floating-point types count as exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from lipjax.certify.primitives import RECORDS
 from lipjax.certify.primitives.ranges import fitted, row_movement, widened
 from lipjax.certify.primitives.scalar import range_anywhere
 from lipjax.certify.primitives.two import movement
-from lipjax.certify.register import RULES
+from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
 from lipjax.rounding.numbers import times_above
 
 #: In graphs with more nodes ranges are not refined by LipLT.
@@ -104,7 +103,7 @@ def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
   if node.name == "failure":
     raise CertifyError(node.params["text"])
   if node.primitive in RULES:
-    return _by_users_rule(node, operands)
+    return depends_by_rule(node, operands)
   if node.name not in RECORDS:
     name = node.name or str(node.primitive)
     msg = (
@@ -113,24 +112,6 @@ def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
     )
     raise CertifyError(msg)
   return RECORDS[node.name].transfer(node, *operands)
-
-
-def _by_users_rule(node: Node, operands: tuple[Operand, ...]) -> Depends:
-  outvars = [SimpleNamespace(aval=aval) for aval in node.params[""]]
-  invars = [SimpleNamespace(aval=x.aval) for x in operands]
-  params = {key: value for key, value in node.params.items() if key}
-  what = {"outvars": outvars, "invars": invars, "params": params}
-  eqn = SimpleNamespace(primitive=node.primitive, **what)
-  given = [x if x.moves else jnp.asarray(x.value) for x in operands]
-  results = RULES[node.primitive](eqn, *given)
-  found = results[node.output] if node.primitive.multiple_results else results
-  if isinstance(found, Depends):
-    return found
-  msg = (
-    f"The rule of {node.primitive} gave {type(found).__name__}; expected lipjax.linear_node(…), "
-    "lipjax.lipschitz_node(…), or a list of them where it has several results."
-  )
-  raise CertifyError(msg)
 
 
 def _with_bound(known: Known, i: int, facts: Facts, refined: dict[int, tuple[Any, Any]]) -> Facts:
@@ -164,8 +145,11 @@ def _distances(node: Node, operands: tuple[Operand, ...], facts: Facts, radius: 
 def _by_rule(node: Node, operands: tuple[Operand, ...], *, at_point: bool) -> Range | None:
   """From the operands' ranges."""
   ranges = [x.facts.point if at_point else x.facts.range for x in operands]
+  if node.primitive in RULES:
+    known = [within for within in ranges if within is not None]
+    return range_by_rule(node, operands, known) if len(known) == len(ranges) else None
   record = RECORDS.get(node.name)
-  if record is None or record.range is None or not node.is_float or node.primitive in RULES:
+  if record is None or record.range is None or not node.is_float:
     return None
   if None in ranges:
     return range_anywhere(node, operands[0]) if node.name == "scalar" else None

@@ -5,31 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from certify.jacobians import compiled
-from jax import lax
+from certify.record_examples import SHAPE, examples
 from reference import FLOAT
 
 import lipjax
 from lipjax.certify.compiled import nodes_of
 from lipjax.certify.primitives import RECORDS
 
-SHAPE = (2, 3)
 BOX = (0.25, 0.75)
-
-#: Examples that need more than an array of that shape.
-MORE = {
-  "conv_general_dilated": [
-    lambda x: lax.conv_general_dilated(
-      x[None, ..., None], jnp.ones((2, 2, 1, 2)) / 3, (1, 1), [(1, 0), (0, 1)],
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-  ],
-  "scalar": [jnp.tanh, lambda x: x * jax.nn.sigmoid(x), lambda x: jnp.maximum(x, 0.5)],
-  "normalized": [jax.nn.standardize, lambda x: x / (jnp.linalg.norm(x) + 0.1)],
-  "row_norms": [lambda x: jnp.linalg.norm(x, axis=1), lambda x: x.std(0)],
-  "atan2": [lambda x: jnp.arctan2(x, x[:, ::-1])],
-  "clamp": [lambda x: lax.clamp(0.3, x, 0.5), lambda x: lax.clamp(x[:, ::-1], x, jnp.sin(x))],
-  "select_and_scatter_add": [lambda x: _grad_of_max_pool(x)],
-}  # fmt: skip
 
 #: What has no slope by itself; it is a part of other functions, or raises.
 PARTS = """abs acos acosh and asin asinh atan atanh cbrt ceil cos cosh eq erf erf_inv erfc exp exp2
@@ -39,19 +22,6 @@ JUMPS = "argmax argmin reduce_and reduce_or reduce_xor reduce_precision"
 #: What this JAX writes with other primitives, or a pattern takes for something else.
 ELSEWHERE = {"add_any", "clamp", "max", "min", "scatter-sub", "split", "stack"}
 ELSEWHERE |= {"tile", "unstack", "select_n"}
-
-
-def _grad_of_max_pool(x):
-  constant = jnp.arange(6.0).reshape(SHAPE)
-  pool = lambda v: lax.reduce_window(v, -jnp.inf, lax.max, (1, 2), (1, 1), "VALID")
-  return jax.vjp(pool, constant)[1](x[:, :2])[0]
-
-
-def examples(transfer):
-  """Of all names that a rule is for."""
-  names = [name for name, record in RECORDS.items() if record.transfer is transfer]
-  return [*RECORDS[names[0]].examples, *(fn for name in names for fn in MORE.get(name, ()))]
-
 
 LINEAR_OR_SO = set(RECORDS) - set(PARTS.split()) - set(JUMPS.split())
 TRANSFERS = list(dict.fromkeys(RECORDS[name].transfer for name in sorted(LINEAR_OR_SO)))

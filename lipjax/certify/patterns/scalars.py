@@ -11,7 +11,6 @@ from lipjax.certify.index_map import is_quantizer
 from lipjax.certify.register import RULES
 from lipjax.certify.scalar.graph import NAMES, build
 from lipjax.certify.scalar.graph import Graph as ScalarGraph
-from lipjax.certify.scalar.rules import RULES as SLOPE_RULES
 from lipjax.certify.scalar.search import slopes_on_line
 
 #: So many earlier arrays are tried, of which a function may have bounded slopes.
@@ -80,9 +79,7 @@ def _links(graph: Graph) -> list[int | None]:
 
 
 def _is_entrywise(graph: Graph, node: Node, moving: list[int]) -> bool:
-  if node.primitive in RULES:
-    return node.primitive in SLOPE_RULES
-  if node.name not in ENTRYWISE and node.primitive not in SLOPE_RULES:
+  if node.primitive in RULES or node.name not in ENTRYWISE:
     return False
   if node.name == "select_n" and not graph.nodes[node.inputs[0]].moves:
     return graph.scalar(node.inputs[0]) is not None

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, Facts, LinearPart, Operand, Range
-from lipjax.certify.graph import Node
+from lipjax.certify.graph import Node, Params
 from lipjax.certify.linear import Norm
 from lipjax.certify.primitives import ranges
 from lipjax.certify.primitives.record import RECORDS, RangeRule, record
@@ -40,10 +41,19 @@ def _range_of_both(node: Node, *known: Range) -> Range | None:
   of_part = lambda k: [
     Range(x.lower[k], x.upper[k]) if pair else x for x, pair in zip(known, is_pair, strict=True)
   ]
-  found = [None if rule is None else rule(inner, *of_part(k)) for k in range(2)]
+  found = [None if rule is None else rule(_filled(inner, k), *of_part(k)) for k in range(2)]
   if None in found:
     return None
   return Range(*(jnp.stack(ends) for ends in zip(*cast("list[Range]", found), strict=True)))
+
+
+def _filled(node: Node, k: int) -> Node:
+  """With a part of the number that a gather fills in."""
+  whole = node.params.get("fill_value")
+  if whole is None:
+    return node
+  part = float(np.imag(whole) if k else np.real(whole))
+  return node._replace(params=Params({**node.params, "fill_value": part}))
 
 
 @record("of_both", range=_range_of_both, examples=[lambda x: jnp.abs(jnp.fft.fft(x).T.sum(0)[1:])])

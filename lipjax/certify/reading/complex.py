@@ -115,15 +115,10 @@ def _of_both(reader: Any, name: str, operands: Sequence[Any], k: int, eqn: Any) 
 
 
 def _real_params(params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters that name a complex dtype or number, for real arrays."""
-
-  def real(x: Any) -> Any:
-    if isinstance(x, np.dtype) and np.issubdtype(x, np.complexfloating):
-      return np.real(np.zeros((), x)).dtype
-    # What a gather fills in differs between the parts: nothing is said of it.
-    return None if isinstance(x, complex | np.complexfloating) else x
-
-  return {key: real(x) for key, x in params.items()}
+  """Parameters that name a complex dtype, for real arrays."""
+  is_complex = lambda x: isinstance(x, np.dtype) and np.issubdtype(x, np.complexfloating)
+  real = lambda x: np.real(np.zeros((), x)).dtype
+  return {key: real(x) if is_complex(x) else x for key, x in params.items()}
 
 
 def _padded(reader: Any, x: Any, eqn: Any) -> Pair:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.extend.core import primitives
 
@@ -184,7 +185,7 @@ class _Reader:
 
   def _results(self, name: str, eqn: Any, operands: Sequence[Operand]) -> list[Operand]:
     inputs, moves = tuple(map(self.place, operands)), self.moves(operands)
-    params, line = Params(eqn.params), source_line(eqn) if moves else ""
+    params, line = Params(_with_mode(name, eqn.params)), source_line(eqn) if moves else ""
     if not name:
       # For rules of the user's, which see the equation.
       params[""] = tuple(jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.outputs)
@@ -252,6 +253,14 @@ class _Reader:
     what = "concatenate", tuple(rows), Params(dimension=0), shape, dtype
     moves = self.moves(column)
     return self.add(Node(*what, primitives.concatenate_p, moves=moves))
+
+
+def _with_mode(name: str, params: dict[str, Any]) -> dict[str, Any]:
+  """Places that are promised to be in bounds and are not: as XLA does, and the transpose too."""
+  if params.get("mode") is not lax.GatherScatterMode.PROMISE_IN_BOUNDS or not name:
+    return params
+  modes = lax.GatherScatterMode
+  return {**params, "mode": modes.CLIP if name == "gather" else modes.FILL_OR_DROP}
 
 
 def _is_static(value: Any) -> bool:

@@ -24,7 +24,7 @@ def evaluate(graph: Graph, ar: Any, x: Any, agreed: dict[int, set[int]]) -> list
     match node.name:
       case "input":
         dual = Dual(x, ar.constant(1.0))
-      case "constant" if isinstance(node.parameter, bool):
+      case "truth":
         truth = np.full(ar.bounds(x).lo.shape, node.parameter)
         dual = Truth(truth, ~truth)
       case "constant":

@@ -60,9 +60,10 @@ def _value(node: Node, operands: list[Value], x: Value) -> Value:
     return x
   if node.name == "between":
     return None
+  if node.name == "truth":
+    return node.parameter
   if node.name == "constant":
-    constant = node.parameter
-    return constant if isinstance(constant, bool) else Fraction(constant)
+    return Fraction(node.parameter)
   if node.name == "select_n":
     which, *cases = operands
     return None if which is None else cases[int(which)]

@@ -10,6 +10,7 @@ The logistic function and softplus are recognized where they are written with ex
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -34,22 +35,23 @@ LOGIC = frozenset({"and", "or", "not", "xor"})
 _RESHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze"})
 
 
-class Node(NamedTuple):
-  """A number or truth value that is computed from earlier nodes.
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A number or truth value that is computed from earlier nodes; equal wherever it was written.
 
   Attributes:
-    name: what computes it: a name in `NAMES`, "softplus", "input", "constant" or "between", a
-      constant that differs from entry to entry; "" for other primitives.
+    name: what computes it: a name in `NAMES`, "softplus", "input", "constant", "truth" if it is
+      one, "between" for a constant that differs from entry to entry, or "unknown".
     inputs: places of the operands in the graph.
     parameter: the exponent of integer_pow, the method of round, the value of a constant, the
-      least and the largest of one that differs; of other primitives these and their parameters.
+      least and the largest of one that differs, the name of a primitive that is not known.
     line: where it was written.
   """
 
   name: str
   inputs: tuple[int, ...] = ()
   parameter: Any = None
-  line: str = ""
+  line: str = dataclasses.field(default="", compare=False)
 
 
 class Graph(NamedTuple):
@@ -85,6 +87,14 @@ def build(graph: ArrayGraph, arrays: list[Any], base: int, i: int) -> Graph:
   return builder.pruned(places[i])
 
 
+def constant_of(value: Any) -> Node:
+  """One number, or truth value."""
+  value = np.asarray(value)
+  if value.dtype == bool:
+    return Node("truth", parameter=bool(value))
+  return Node("constant", parameter=float(value))
+
+
 def constant_value(graph: ArrayGraph, arrays: list[Any], i: int) -> Any:
   """What a constant is, or a tracer if it is not known."""
   values = {k: constant_value(graph, arrays, k) for k in graph.nodes[i].inputs}
@@ -105,9 +115,8 @@ class _Builder:
   def node(self, name: str, *inputs: int, parameter: Any = None, line: str = "") -> int:
     if name in COMMUTATIVE:
       inputs = tuple(sorted(inputs))
-    # A primitive that is not known may do anything with its parameters.
-    # True is equal to 1 and NaN to nothing, hence the type and the text.
-    key = (name, inputs, type(parameter), str(parameter)) if name else len(self.nodes)
+    # NaN is equal to nothing, hence the text.
+    key = (name, inputs, str(parameter)) if name != "unknown" else len(self.nodes)
     if key not in self.places:
       self.places[key] = len(self.nodes)
       self.nodes.append(Node(name, inputs, parameter, line))
@@ -118,8 +127,8 @@ class _Builder:
       return self.node("between", parameter=(-np.inf, np.inf))
     value = np.asarray(value)
     if value.size and np.array_equal(value, np.full_like(value, value.flat[0]), equal_nan=True):
-      value = value.flat[0]
-      return self.node("constant", parameter=bool(value) if value.dtype == bool else float(value))
+      constant = constant_of(value.flat[0])
+      return self.node(constant.name, parameter=constant.parameter)
     if value.size and jnp.issubdtype(value.dtype, jnp.floating):
       value = value.astype(np.float64)
       ends = (float(np.min(value)), float(np.max(value)))
@@ -132,13 +141,13 @@ class _Builder:
 
   def apply(self, node: ArrayNode, places: list[int], operands: list[ArrayNode]) -> int:
     """The place of a node, some of whose operands depend on the input."""
-    name, params = node.name, node.params
+    name = node.name
     if name in _RESHAPING:
       return places[0]
     if name == "convert_element_type":
       return self._converted(node, places[0], operands[0].dtype)
     if name not in NAMES or _is_about_truths(name, operands):
-      return self.node("", *places, parameter=(node.primitive, params), line=node.line)
+      return self._unknown(node, places)
     return self._normal(name, places, node, operands)
 
   def _converted(self, node: ArrayNode, place: int, before: Any) -> int:
@@ -148,7 +157,11 @@ class _Builder:
       if np.dtype(bool) == before:
         zero, one = self.constant(0.0), self.constant(1.0)
         return self.node("select_n", place, zero, one, line=node.line)
-    return self.node("", place, parameter=(node.primitive, node.params), line=node.line)
+    return self._unknown(node, [place])
+
+  def _unknown(self, node: ArrayNode, places: list[int]) -> int:
+    name = node.name or str(node.primitive)
+    return self.node("unknown", *places, parameter=name, line=node.line)
 
   def _normal(
     self, name: str, places: list[int], source: ArrayNode, operands: list[ArrayNode]
@@ -192,9 +205,9 @@ class _Builder:
         return self._power(places[0], int(self.nodes[places[1]].parameter), node)
       case "add" if (inner := self._softplus(*places)) is not None:
         return node("softplus", inner)
-      case "sub" if self.nodes[places[1]][::2] == ("constant", 0.0):
+      case "sub" if self._is_constant(places[1], 0):
         return places[0]
-      case "sub" if self.nodes[places[1]][:2] == ("softplus", (places[0],)):
+      case "sub" if self.nodes[places[1]] == Node("softplus", (places[0],)):
         # v - log(1 + exp(v)) is minus the same of -v.
         return node("neg", node("softplus", self._normal("neg", places[:1], source, operands)))
       case "exp" if (inner := self._minus_softplus(places[0])) is not None:
@@ -202,7 +215,7 @@ class _Builder:
       case "div" if (inner := self._ratio("sinh", places[0], "cosh", places[1])) is not None:
         return node("tanh", inner)
       case "select_n" if len(places) > 3 or operands[0].dtype != bool:
-        return node("", *places, parameter=(source.primitive, source.params))
+        return self._unknown(source, places)
       case "select_n" if places[1] == places[2]:
         return places[1]
     return node(name, *places)
@@ -223,7 +236,7 @@ class _Builder:
     """
     for x, factor in ((a, b), (b, a)):
       choice = self.nodes[factor]
-      if choice.name == "div" and self.nodes[choice.inputs[0]][::2] == ("constant", 1.0):
+      if choice.name == "div" and self._is_constant(choice.inputs[0], 1):
         inner = self._ratio("sinh", x, "cosh", choice.inputs[1])
         if inner is not None:
           return node("tanh", inner)
@@ -238,7 +251,7 @@ class _Builder:
     node = self.nodes[place]
     if node.name == "add":
       for one, other in (node.inputs, node.inputs[::-1]):
-        if self.nodes[one][::2] == ("constant", 1.0) and self.nodes[other].name == "exp":
+        if self._is_constant(one, 1) and self.nodes[other].name == "exp":
           return self.nodes[other].inputs[0]
     return None
 
@@ -255,7 +268,7 @@ class _Builder:
       if top.name != "max" or rest.name != "softplus" or self.nodes[rest.inputs[0]].name != "neg":
         continue
       inner = self.nodes[self.nodes[rest.inputs[0]].inputs[0]]
-      zero = [k for k in top.inputs if self.nodes[k][::2] == ("constant", 0.0)]
+      zero = [k for k in top.inputs if self._is_constant(k, 0)]
       others = [k for k in top.inputs if k not in zero]
       if inner.name == "abs" and zero and others == list(inner.inputs):
         return others[0]
@@ -266,6 +279,9 @@ class _Builder:
     node = self.nodes[place]
     inner = self.nodes[node.inputs[0]] if node.name == "neg" else node
     return inner.inputs[0] if node.name == "neg" and inner.name == "softplus" else None
+
+  def _is_constant(self, place: int, value: float) -> bool:
+    return self.nodes[place] == Node("constant", parameter=float(value))
 
   def _is_integer(self, place: int) -> bool:
     node = self.nodes[place]
@@ -278,9 +294,9 @@ class _Builder:
       if place in needed:
         needed.update(self.nodes[place].inputs)
     places = {old: new for new, old in enumerate(sorted(needed))}
+    inputs = lambda node: tuple(places[i] for i in node.inputs)
     kept = (self.nodes[old] for old in places)
-    nodes = [node._replace(inputs=tuple(places[i] for i in node.inputs)) for node in kept]
-    return Graph(tuple(nodes))
+    return Graph(tuple(dataclasses.replace(node, inputs=inputs(node)) for node in kept))
 
 
 def _is_about_truths(name: str, operands: list[ArrayNode]) -> bool:

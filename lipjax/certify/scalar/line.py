@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from lipjax.certify.scalar.graph import Graph
 from lipjax.certify.scalar.rules import Boxes, Dual
 from lipjax.certify.scalar.table import known_slopes
 from lipjax.certify.scalar.tail import Ray
-from lipjax.certify.scalar.tracing import graph_of, graph_of_jaxpr
+from lipjax.certify.scalar.tracing import graph_of
 from lipjax.rounding import interval as iv
 from lipjax.rounding.interval import Interval
 
@@ -76,19 +75,12 @@ def slope_cells(
   return graph_cells(graph_of(g, dtype), dtype)
 
 
-def jaxpr_cells(closed_jaxpr: Any) -> SlopeCells:
-  """The cells of a scalar function that is traced already, as `jaxpr_slopes` takes it."""
-  return graph_cells(graph_of_jaxpr(closed_jaxpr), closed_jaxpr.in_avals[0].dtype)
-
-
+@functools.lru_cache(maxsize=256)
 def graph_cells(graph: Graph, dtype: Any) -> SlopeCells:
   """The cells of a graph, in floats of a dtype."""
-  parts = [(node.name, node.inputs, repr(node.parameter)) for node in graph.nodes]
-  known = known_slopes(graph, dtype)
-  key = _Key((tuple(parts), known), graph)
-  # A primitive with a registered rule may do anything with its parameters.
-  is_plain = all(node.name for node in graph.nodes)
-  return _cached(key) if is_plain else _cells(key)
+  # Intervals are infinite, and infinity minus itself is dealt with.
+  with np.errstate(all="ignore"):
+    return _Line(graph).cells(known_slopes(graph, dtype))
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,23 +102,6 @@ def values_on_line(graph: Graph) -> tuple[float, float] | None:
   if not (np.isfinite(low) and np.isfinite(high)):
     return None
   return low, high
-
-
-@dataclasses.dataclass(frozen=True)
-class _Key:
-  """A graph, and what it is equal to others by: all but where its nodes come from."""
-
-  parts: tuple[Any, tuple[str, float, float] | None]
-  graph: Graph = dataclasses.field(compare=False)
-
-
-def _cells(key: _Key) -> SlopeCells:
-  # Intervals are infinite, and infinity minus itself is dealt with.
-  with np.errstate(all="ignore"):
-    return _Line(key.graph).cells(key.parts[1])
-
-
-_cached = functools.lru_cache(maxsize=256)(_cells)
 
 
 class _Line:

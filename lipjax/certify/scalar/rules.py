@@ -20,9 +20,6 @@ from lipjax.certify.scalar.scalar_functions import FUNCTIONS, integer_power, rea
 from lipjax.rounding import interval as iv
 from lipjax.rounding.interval import Interval
 
-#: Further rules, by the primitive: `rule(arithmetic, *duals, **params)` returns a `Dual`.
-RULES: dict[Any, Any] = {}
-
 
 class Dual(NamedTuple):
   """Values and slopes: Intervals on boxes, Tails on a ray."""
@@ -72,8 +69,6 @@ class Boxes:
 
 def apply_rule(ar: Any, node: Node, operands: list[Dual]) -> Dual:
   """The rule of a primitive that computes a number."""
-  if not node.name:
-    return _registered(ar, node, operands)
   known = FUNCTIONS.get(node.name) or INVERSE_FUNCTIONS.get(node.name)
   if known is not None:
     return _composed(ar, node.name, known, operands[0])
@@ -84,7 +79,7 @@ def apply_rule(ar: Any, node: Node, operands: list[Dual]) -> Dual:
     case "sub" if node.inputs[0] == node.inputs[1]:
       return Dual(ar.constant(0.0), ar.constant(0.0))
     case "sub":
-      return apply_rule(ar, node._replace(name="add", inputs=()), [a, _negative(ar, b)])
+      return apply_rule(ar, Node("add"), [a, _negative(ar, b)])
     case "neg":
       return _negative(ar, a)
     case "mul":
@@ -106,14 +101,7 @@ def apply_rule(ar: Any, node: Node, operands: list[Dual]) -> Dual:
     case "sign" | "floor" | "ceil" | "round":
       return _step(ar, node, a)
     case _:
-      raise slope_errors.unknown(node.name, node.line)
-
-
-def _registered(ar: Any, node: Node, operands: list[Dual]) -> Dual:
-  primitive, params = node.parameter
-  if primitive not in RULES:
-    raise slope_errors.unknown(str(primitive), node.line)
-  return RULES[primitive](ar, *operands, **{key: x for key, x in params.items() if key})
+      raise slope_errors.unknown(node.parameter or node.name, node.line)
 
 
 def _negative(ar: Any, a: Dual) -> Dual:

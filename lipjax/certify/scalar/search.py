@@ -19,7 +19,7 @@ from lipjax.certify.scalar.graph import Graph
 from lipjax.certify.scalar.rules import Boxes, Dual
 from lipjax.certify.scalar.table import known_slopes
 from lipjax.certify.scalar.tail import Ray
-from lipjax.certify.scalar.tracing import graph_of, graph_of_jaxpr
+from lipjax.certify.scalar.tracing import graph_of
 from lipjax.rounding import interval as iv
 from lipjax.rounding.interval import Interval
 
@@ -88,29 +88,10 @@ def slope_interval(
   return graph_slopes(graph_of(g, dtype), dtype, lo, hi)
 
 
-def jaxpr_slopes(closed_jaxpr: Any, lo: float = -math.inf, hi: float = math.inf) -> Slopes:
-  """Bounds of the slopes of a scalar function that is traced already.
-
-  Args:
-    closed_jaxpr: of one input and one output, scalars or arrays of one shape with each entry
-      computed alike from its own; its constants are concrete.
-    lo: smallest input.
-    hi: largest input.
-
-  Returns:
-    As `slope_interval` does.
-
-  Raises:
-    ValueError: [lo, hi] holds no two numbers.
-  """
-  return graph_slopes(graph_of_jaxpr(closed_jaxpr), closed_jaxpr.in_avals[0].dtype, lo, hi)
-
-
+@functools.lru_cache(maxsize=512)
 def slopes_on_line(graph: Graph, dtype: Any) -> Slopes:
   """Bounds of all slopes of a graph, which are looked for once."""
-  # A primitive with a registered rule may be given another one.
-  is_plain = all(node.name for node in graph.nodes)
-  return _cached(graph, dtype) if is_plain else graph_slopes(graph, dtype)
+  return graph_slopes(graph, dtype)
 
 
 def graph_slopes(graph: Graph, dtype: Any, lo: float = -math.inf, hi: float = math.inf) -> Slopes:
@@ -134,9 +115,6 @@ def graph_slopes(graph: Graph, dtype: Any, lo: float = -math.inf, hi: float = ma
   if known is not None:
     slopes = Slopes(max(slopes.lower, known[1]), min(slopes.upper, known[2]))
   return slopes
-
-
-_cached = functools.lru_cache(maxsize=512)(graph_slopes)
 
 
 class _Search:

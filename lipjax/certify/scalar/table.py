@@ -131,7 +131,7 @@ def _match(reference: Graph, i: int, graph: Graph, j: int, parameter: float | No
     if parameter is None or parameter == right.parameter:
       yield right.parameter
     return
-  if (left.name, left.parameter) != (right.name, right.parameter) or not left.name:
+  if (left.name, left.parameter) != (right.name, right.parameter) or left.name == "unknown":
     return
   orders = [right.inputs]
   if left.name in COMMUTATIVE:

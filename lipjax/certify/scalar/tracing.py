@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.reading.reader import read_jaxpr
-from lipjax.certify.scalar.graph import Graph, Node, build
+from lipjax.certify.scalar.graph import Graph, Node, build, constant_of
 from lipjax.jaxprs.inline import bind, inline
 from lipjax.jaxprs.versions import opened
 
@@ -31,8 +31,6 @@ def graph_of_jaxpr(closed: Any) -> Graph:
   if not graph.outputs:  # the same number for all inputs
     zero = np.zeros(jaxpr.invars[0].aval.shape, jaxpr.invars[0].aval.dtype)
     (value,) = inline(closed).run([zero], bind)
-    value = np.asarray(value).flat[0]
-    parameter = bool(value) if value.dtype == bool else float(value)
-    return Graph((Node("input"), Node("constant", parameter=parameter)))
+    return Graph((Node("input"), constant_of(np.asarray(value).flat[0])))
   base = next(i for i, node in enumerate(graph.nodes) if node.name == "input")
   return build(graph, arrays, base, graph.outputs[0])
