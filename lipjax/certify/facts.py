@@ -139,12 +139,18 @@ class Operand(NamedTuple):
     node: itself.
     facts: about it.
     radius: of the domain; None if inputs may lie anywhere.
+    sharper: what more is known of it, at some cost, on a domain.
   """
 
   place: int
   node: Node
   facts: Facts
   radius: Any = None
+  sharper: Callable[[], Facts] | None = None
+
+  def sharp(self) -> Facts:
+    """All that can be found out about it."""
+    return self.facts if self.sharper is None else self.sharper()
 
   @property
   def moves(self) -> bool:
@@ -174,7 +180,7 @@ class Operand(NamedTuple):
   @property
   def range(self) -> Range | None:
     """For all inputs, an end for each entry."""
-    found = self.facts.range
+    found = self.sharp().range
     return None if found is None else found.full(self.shape)
 
   @property

@@ -87,7 +87,7 @@ def lipschitz_upper_bound(
   """
 
   def bound(*args: Any) -> jax.Array:
-    return _smallest(bounds_by_engine(fn, argnums, args, radius, box))[0]
+    return _upper(fn, argnums, args, radius, box)[0]
 
   return bound
 
@@ -131,13 +131,26 @@ def lipschitz_bounds(
   lower = lipschitz_lower_bound(fn, argnums, radius=radius, box=box, **options)
 
   def bounds(*args: Any) -> Bounds:
-    upper, method = _smallest(bounds_by_engine(fn, argnums, args, radius, box))
+    upper, method = _upper(fn, argnums, args, radius, box)
     return Bounds(lower(*args), upper, method)
 
   return bounds
 
 
-def _smallest(bounds: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _upper(
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int],
+  args: Sequence[Any],
+  radius: Any | None,
+  box: tuple[Any, Any] | None,
+) -> tuple[jax.Array, Any]:
+  """The smallest upper bound, and which engine it is from."""
+  found = on_arrays(_smallest, fn, argnums, args, radius, box)
+  return (jnp.zeros(()), ENGINES["product"]) if found is None else found[1]
+
+
+def _smallest(graph: Graph, facts: list[Facts]) -> tuple[jax.Array, jax.Array]:
+  bounds = engines(graph, facts)
   values = jnp.stack(list(bounds.values()))
   # A bound that overflowed says nothing.
   values = jnp.where(jnp.isnan(values), jnp.inf, values)

@@ -11,6 +11,7 @@ floating-point types count as exact.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +27,12 @@ from lipjax.certify.maps import (
   Known,
   bound_from_parents,
   has_linear,
+  is_nonlinear,
   live,
 )
 from lipjax.certify.primitives import RECORDS
 from lipjax.certify.primitives.ranges import fitted, row_movement, widened
 from lipjax.certify.primitives.scalar import range_anywhere
-from lipjax.certify.primitives.two import movement
 from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
 from lipjax.rounding.numbers import times_above
 
@@ -50,20 +51,17 @@ def facts_of(graph: Graph, arrays: Sequence[Any], domains: Sequence[Domain | Non
   Raises:
     CertifyError: a node that the results depend on has no bound.
   """
-  radius = next((domain.radius for domain in domains if domain is not None), None)
-  facts: list[Facts] = []
-  # Maps of the same parents, by their part: of a shifted node those of the node before.
-  refined: dict[int, tuple[Any, Any]] = {}
+  sweep = _Sweep(graph, next((domain.radius for domain in domains if domain is not None), None))
   for node in graph.nodes:
-    operands = tuple(Operand(k, graph.nodes[k], facts[k], radius) for k in node.inputs)
     if node.name == "input":
-      facts.append(_of_input(node, domains[node.params["index"]]))
+      facts = _of_input(node, domains[node.params["index"]])
     elif not node.moves:
-      values = {x.place: x.value for x in operands}
-      facts.append(_of_constant(graph.constant(len(facts), arrays, values)))
+      values = {k: sweep.facts[k].value for k in node.inputs}
+      facts = _of_constant(graph.constant(len(sweep.facts), arrays, values))
     else:
-      facts.append(_of_node(Known(graph.nodes, facts), node, operands, radius, refined))
-  return facts
+      facts = sweep.of_node(node)
+    sweep.facts.append(facts)
+  return sweep.facts
 
 
 def _of_input(node: Node, domain: Domain | None) -> Facts:
@@ -77,26 +75,73 @@ def _of_constant(value: Any) -> Facts:
   return Facts(value=value, range=Range(value, value), point=Range(value, value))
 
 
-def _of_node(
-  known: Known,
-  node: Node,
-  operands: tuple[Operand, ...],
-  radius: Any,
-  refined: dict[int, tuple[Any, Any]],
-) -> Facts:
-  facts = Facts(depends=_depends(node, operands))
-  if radius is None:
-    return facts._replace(range=_sane(_by_rule(node, operands, at_point=False)))
-  place = len(known.facts)
-  known = Known(known.nodes, [*known.facts, facts])
-  facts = _with_bound(known, place, facts, refined)
-  point = _sane(_by_rule(node, operands, at_point=True))
-  within = _by_rule(node, operands, at_point=False)
-  if point is not None:
-    for distance in _distances(node, operands, facts, radius):
-      around = widened(point.lower - distance, point.upper + distance)
-      within = _meet(within, around)
-  return facts._replace(range=_sane(within), point=point)
+class _Sweep:
+  """What is known of the nodes so far."""
+
+  def __init__(self, graph: Graph, radius: Any | None):
+    self.nodes, self.radius = graph.nodes, radius
+    self.facts: list[Facts] = []
+    self._is_sharp: set[int] = set()
+    # Bounds by the maps of the same parents, by their part: of a shifted node those of the one
+    # before.
+    self._by_maps: dict[int, tuple[Any, Any]] = {}
+
+  def of_node(self, node: Node) -> Facts:
+    """Of the next node."""
+    depends = _depends(node, self._operands(node))
+    operands, facts = self._operands(node), Facts(depends=depends)
+    if self.radius is None:
+      return facts._replace(range=_sane(_by_rule(node, operands, at_point=False)))
+    # Functions of other nodes are sources of all that comes after them.
+    for x in operands if is_nonlinear(depends.part) else ():
+      x.sharp()
+    bounds = {k: x.bound for k, x in enumerate(self.facts)}
+    known = Known(self.nodes, [*self.facts, facts])
+    point = _sane(_by_rule(node, operands, at_point=True))
+    bound = bound_from_parents(known, len(self.facts), bounds)
+    facts = facts._replace(bound=bound, point=point)
+    distances = [times_above(bound, self.radius)]
+    moving = [x for x in operands if x.moves]
+    if node.name in ("dot_general", "conv_general_dilated") and len(moving) == 1:
+      far = times_above(moving[0].facts.bound, self.radius)
+      distances.append(row_movement(node, operands, far))
+    within = _around(facts, distances, _by_rule(node, operands, at_point=False))
+    return facts._replace(range=_sane(within))
+
+  def sharp(self, i: int) -> Facts:
+    """Of a node, by the linear maps to it from all functions before it, where it is small."""
+    facts, part = self.facts[i], self.facts[i].depends.part
+    is_small = 0 < self.nodes[i].size <= ROWS_UP_TO
+    if i in self._is_sharp or self.radius is None or not (is_small and has_linear(part)):
+      return facts
+    self._is_sharp.add(i)
+    if id(part) not in self._by_maps:
+      known = Known(self.nodes, self.facts)
+      order = live(known, [i])
+      if len(order) > NODES_UP_TO:
+        return facts
+      bounds = {k: x.bound for k, x in enumerate(self.facts)}
+      better = FromSources(known, i, order, bounds)
+      self._by_maps[id(part)] = jnp.fmin(better.total(), facts.bound), better.entries()
+    bound, entries = self._by_maps[id(part)]
+    distances = [times_above(x, self.radius) for x in (bound, entries)]
+    within = _sane(_around(facts, distances, facts.range))
+    self.facts[i] = facts._replace(bound=bound, entries=entries, range=within)
+    return self.facts[i]
+
+  def _operands(self, node: Node) -> tuple[Operand, ...]:
+    of = lambda k: functools.partial(self.sharp, k)
+    return tuple(Operand(k, self.nodes[k], self.facts[k], self.radius, of(k)) for k in node.inputs)
+
+
+def _around(facts: Facts, distances: Sequence[Any], within: Range | None) -> Range | None:
+  """A range and those that are so far around the value at the domain's point."""
+  point = facts.point
+  if point is None:
+    return within
+  for distance in distances:
+    within = _meet(within, widened(point.lower - distance, point.upper + distance))
+  return within
 
 
 def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
@@ -112,34 +157,6 @@ def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
     )
     raise CertifyError(msg)
   return RECORDS[node.name].transfer(node, *operands)
-
-
-def _with_bound(known: Known, i: int, facts: Facts, refined: dict[int, tuple[Any, Any]]) -> Facts:
-  """How far a node moves, also by LipLT where it is small: as a whole, and each entry."""
-  bounds = {k: x.bound for k, x in enumerate(known.facts)}
-  bound, part = bound_from_parents(known, i, bounds), facts.depends.part
-  if not (0 < known.nodes[i].size <= ROWS_UP_TO and has_linear(part)):
-    return facts._replace(bound=bound)
-  if id(part) not in refined:
-    order = live(known, [i])
-    if len(order) > NODES_UP_TO:
-      refined[id(part)] = bound, None
-    else:
-      better = FromSources(known, i, order, {**bounds, i: bound})
-      refined[id(part)] = jnp.fmin(better.total(), bound), better.entries()
-  bound, entries = refined[id(part)]
-  return facts._replace(bound=bound, entries=entries)
-
-
-def _distances(node: Node, operands: tuple[Operand, ...], facts: Facts, radius: Any) -> list[Any]:
-  """How far entries can be from their values at the domain's point, as several ways say."""
-  found = [times_above(facts.bound, radius)]
-  moving = [x for x in operands if x.moves]
-  if node.name in ("dot_general", "conv_general_dilated") and len(moving) == 1:
-    found.append(row_movement(node, operands, movement(moving[0])))
-  if facts.entries is not None:
-    found.append(times_above(facts.entries, radius))
-  return found
 
 
 def _by_rule(node: Node, operands: tuple[Operand, ...], *, at_point: bool) -> Range | None:

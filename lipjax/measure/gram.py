@@ -11,9 +11,9 @@ from jax import lax
 
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import (
-  pairwise_sum,
-  pairwise_terms,
   product_error,
+  sum_in_rows,
+  sum_in_rows_terms,
   transpose_product,
   unit_roundoff,
   up,
@@ -184,6 +184,6 @@ def _frobenius(parts: tuple[jax.Array, ...]) -> jax.Array:
 def frobenius_above(parts: tuple[jax.Array, ...]) -> jax.Array:
   """At least the Frobenius norm, shape (…, 1, 1)."""
   square = functools.reduce(jnp.add, map(jnp.square, parts))
-  square = square.reshape((*square.shape[:-2], -1))
-  norm = jnp.sqrt(pairwise_sum(square, -1))
-  return up(norm, pairwise_terms(square.shape[-1]) + 4)[..., None, None]
+  square = square.reshape((*square.shape[:-2], math.prod(square.shape[-2:])))
+  norm = jnp.sqrt(sum_in_rows(square))
+  return up(norm, sum_in_rows_terms(square.shape[-1]) // 2 + 4)[..., None, None]

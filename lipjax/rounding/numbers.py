@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.operators.products import compute_dtype
-from lipjax.rounding.errors import down, up
+from lipjax.rounding.errors import down, sum_in_rows, sum_in_rows_terms, up
 
 
 def tiny(dtype: Any) -> float:
@@ -45,26 +45,14 @@ def norm_above(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:
   # Between numbers whose inverses are normal: infinities stay, and nothing becomes NaN.
   low = tiny(size.dtype)
   scale = jnp.clip(jnp.where(largest > 0, largest, 1), low, 0.25 / low)
-  square = _sum_in_rows(jnp.square(size / scale[..., None]))
+  square = sum_in_rows(jnp.square(size / scale[..., None]))
   root = jnp.sqrt(jnp.where(square == 0, 1, square))
   return jnp.where(square == 0, 0, up(scale * root, _roundings(n)))
 
 
-def _sum_in_rows(x: jax.Array) -> jax.Array:
-  """The sum over the last axis, of rows and then of them: not as many roundings as terms.
-
-  More of them than `pairwise_sum` has, and far fewer operations to compile.
-  """
-  n = x.shape[-1]
-  length = math.isqrt(n)
-  rest = x[..., length * length :]
-  rows = x[..., : length * length].reshape((*x.shape[:-1], length, length))
-  return jnp.sum(jnp.sum(rows, axis=-1), axis=-1) + jnp.sum(rest, axis=-1)
-
-
 def _roundings(n: int) -> int:
   """Of the norm of n numbers; those of the squares' sum count half."""
-  return 2 * math.isqrt(n) + 8
+  return sum_in_rows_terms(n) // 2 + 6
 
 
 @jax.jit

@@ -70,7 +70,7 @@ def of_both(node: Node, *operands: Operand) -> Depends:
 
 def _of_part(x: Operand) -> Operand:
   """A part of a complex array, of which nothing more is known."""
-  return x._replace(node=x.node._replace(shape=x.shape[1:]), facts=Facts())
+  return x._replace(node=x.node._replace(shape=x.shape[1:]), facts=Facts(), sharper=None)
 
 
 # ---- Fourier transforms ----

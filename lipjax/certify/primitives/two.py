@@ -16,9 +16,10 @@ from lipjax.rounding.numbers import norm_above, times_above
 
 def movement(x: Operand) -> jax.Array:
   """How far a node can be, in l2, from its value at the domain's point; else infinite."""
-  if x.radius is None or x.facts.bound is None:
+  bound = x.sharp().bound
+  if x.radius is None or bound is None:
     return jnp.asarray(jnp.inf)
-  return times_above(x.facts.bound, x.radius)
+  return times_above(bound, x.radius)
 
 
 def of_two(

@@ -9,7 +9,6 @@ all of them by two overlapping runs, however many there are.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -81,60 +80,59 @@ class SlopeCells:
     borders = outward(Interval(self.borders, self.borders), dtype)
     slopes, ranges, at = (outward(x, dtype) for x in (self.slopes, self.ranges, self.at))
     left, right = borders.lo[:-1], borders.hi[1:]
-    return _Tables(
-      _order(borders.hi[:-1], np),
-      _order(borders.lo[:-1], np),
-      (_runs(slopes.lo, np.minimum), _runs(slopes.hi, np.maximum)),
-      (_runs(ranges.lo, np.minimum), _runs(ranges.hi, np.maximum)),
-      (left, right),
-      # From the left border values fall at most as the lowest slope says, and up to the right
-      # one they rise at most as the largest does.
-      (_tangent(left, at.lo[:-1], slopes.lo), _tangent(right, at.lo[1:], slopes.hi)),
-      (_tangent(left, at.hi[:-1], slopes.hi), _tangent(right, at.hi[1:], slopes.lo)),
-    )
+    # From the left border values fall at most as the lowest slope says, and up to the right
+    # one they rise at most as the largest does.
+    lines = [_tangent(left, at.lo[:-1], slopes.lo, -1), _tangent(right, at.lo[1:], slopes.hi, -1)]
+    lines += [_tangent(left, at.hi[:-1], slopes.hi, 1), _tangent(right, at.hi[1:], slopes.lo, 1)]
+    # Less than an end is at most the number before it, both counted in floats.
+    starts = np.stack([_order(borders.hi[:-1], np), _order(borders.lo[:-1], np) + 1])
+    runs = [_runs(np.stack([x.lo, -x.hi], axis=1)) for x in (slopes, ranges)]
+    ends = np.stack([left, right], axis=1)
+    return _Tables(starts, runs[0], runs[1], np.concatenate([ends, *lines], axis=1))
 
 
 class _Tables(NamedTuple):
-  """What is looked up, in the dtype of the ends.
+  """What is looked up, in the dtype of the ends; one row for each cell, as gathers are slow.
 
   Attributes:
-    above: the left borders, rounded up, as integers in the same order.
-    below: the same, rounded down.
-    slopes: the least lower and the largest upper bound on runs of cells.
+    borders: the left borders, rounded up, as integers in the same order; and rounded down, and
+      one more.
+    slopes: the lower and minus the upper bound on runs of cells, level by level.
     values: the same of values.
-    ends: the left and the right border of each cell.
-    lower: lines from the left and the right border that bound values in a cell from below.
-    upper: lines that bound them from above.
+    lines: the left and the right border, and four lines from there, two below the values in the
+      cell and two above: where they start, with which value, and their slope.
   """
 
-  above: Any
-  below: Any
+  borders: Any
   slopes: Any
   values: Any
-  ends: Any
-  lower: Any
-  upper: Any
+  lines: Any
+
+  @property
+  def n_cells(self) -> int:
+    """How many there are, a power of two."""
+    return self.borders.shape[1]
 
 
 @jax.jit
 def _slopes(tables: _Tables, lo: jax.Array, hi: jax.Array) -> tuple[jax.Array, jax.Array]:
-  first, last, is_valid = _covering(tables, *lax.stop_gradient((lo, hi)))
-  low, high = _over(tables.slopes, first, last)
+  cells, is_valid = _covering(tables, *lax.stop_gradient((lo, hi)))
+  low, high = _over(tables.slopes, tables.n_cells, *cells)
   return jnp.where(is_valid, low, -jnp.inf), jnp.where(is_valid, high, jnp.inf)
 
 
 @jax.jit
 def _values(tables: _Tables, lo: jax.Array, hi: jax.Array) -> tuple[jax.Array, jax.Array]:
-  first, last, is_valid = _covering(tables, lo, hi)
+  (first, last), is_valid = _covering(tables, lo, hi)
   # No real number lies between infinities of one sign.
   is_valid &= (lo < jnp.inf) & (hi > -jnp.inf)
   lo, hi = jnp.where(is_valid, lo, 0), jnp.where(is_valid, hi, 0)
-  lows, highs = zip(*(_in_cell(tables, cell, lo, hi) for cell in (first, last)), strict=True)
-  low, high = jnp.minimum(*lows), jnp.maximum(*highs)
+  lows, highs = _in_cells(tables, jnp.stack([first, last]), lo, hi)
+  low, high = jnp.min(lows, axis=0), jnp.max(highs, axis=0)
   # The cells between those of the ends, if there are any.
   has_more = last - first > 1
   inner = jnp.where(has_more, first + 1, first), jnp.where(has_more, last - 1, first)
-  inner_low, inner_high = _over(tables.values, *inner)
+  inner_low, inner_high = _over(tables.values, tables.n_cells, *inner)
   low = jnp.where(has_more, jnp.minimum(low, inner_low), low)
   high = jnp.where(has_more, jnp.maximum(high, inner_high), high)
   return jnp.where(is_valid, low, -jnp.inf), jnp.where(is_valid, high, jnp.inf)
@@ -142,79 +140,79 @@ def _values(tables: _Tables, lo: jax.Array, hi: jax.Array) -> tuple[jax.Array, j
 
 def _covering(tables: _Tables, lo: jax.Array, hi: jax.Array):
   """The first and the last cell of each interval, and whether it is one."""
-  a, b = _order(lo, jnp), _order(hi, jnp)
+  ends = _order(jnp.stack([lo, hi]), jnp)
   # An end on a border is in the cell inside of the interval.
-  first, last = _last_border(tables.above, a, lax.le), _last_border(tables.below, b, lax.lt)
-  is_valid = (a <= b) & ~jnp.isnan(lo) & ~jnp.isnan(hi)
+  first, last = _last_border(tables.borders, ends)
+  is_valid = (ends[0] <= ends[1]) & ~jnp.isnan(lo) & ~jnp.isnan(hi)
   # One point on a border comes out as its two cells in the wrong order.
-  return jnp.minimum(first, last), jnp.maximum(first, last), is_valid
+  return (jnp.minimum(first, last), jnp.maximum(first, last)), is_valid
 
 
-def _last_border(borders: jax.Array, x: jax.Array, is_below: Callable[..., jax.Array]) -> jax.Array:
-  """The last of 2ⁿ borders below each x, or the first one.
+def _last_border(borders: jax.Array, x: jax.Array) -> jax.Array:
+  """The last of 2ⁿ borders at or below each x, or the first one; each x[i] in its borders[i].
 
   As `jnp.searchsorted`, which takes four times as long, or ten times to compile if unrolled.
   """
+  n = borders.shape[1]
+  start = (n * np.arange(2, dtype=np.int32)).reshape((2,) + (1,) * (x.ndim - 1))
+  flat = jnp.asarray(borders).reshape((-1, 1))
 
   def halve(i: Any, found: jax.Array) -> jax.Array:
-    further = found + (borders.size >> (i + 1))
-    return jnp.where(is_below(_take(borders, further), x), further, found)
+    further = found + (n >> (i + 1))
+    return jnp.where(_rows(flat, start + further)[..., 0] <= x, further, found)
 
-  rounds = borders.size.bit_length() - 1
-  return lax.fori_loop(0, rounds, halve, jnp.zeros(x.shape, jnp.int32))
+  return lax.fori_loop(0, n.bit_length() - 1, halve, jnp.zeros(x.shape, jnp.int32))
 
 
-def _over(runs: tuple[jax.Array, jax.Array], first: jax.Array, last: jax.Array):
+def _over(runs: jax.Array, n_cells: int, first: jax.Array, last: jax.Array):
   """The least lower and the largest upper bound of the cells from the first to the last."""
   level = jnp.iinfo(first.dtype).bits - 1 - lax.clz(last - first + 1)
-  end = last + 1 - (1 << level)
-  low, high = ([_take(table, level, cell) for cell in (first, end)] for table in runs)
-  return jnp.minimum(*low), jnp.maximum(*high)
+  cells = jnp.stack([first, last + 1 - (1 << level)])
+  found = jnp.min(_rows(runs, level * n_cells + cells), axis=0)
+  return found[..., 0], -found[..., 1]
 
 
-def _in_cell(tables: _Tables, cell: jax.Array, lo: jax.Array, hi: jax.Array):
-  """Bounds of the values on the part of a cell that is in [lo, hi]."""
-  a, b = (jnp.clip(x, *(_take(border, cell) for border in tables.ends)) for x in (lo, hi))
-  low, high = (_take(table, 0, cell) for table in tables.values)
-  for line in tables.lower:
-    low = jnp.maximum(low, _along(line, cell, a, b, -1))
-  for line in tables.upper:
-    high = jnp.minimum(high, _along(line, cell, b, a, 1))
-  return low, high
-
-
-def _along(line: tuple[Any, ...], cell: jax.Array, rising, falling, side: int) -> jax.Array:
-  """Where a line is at `rising` if it rises, else at `falling`, rounded up or down."""
-  is_known, c, g, s = (_take(table, cell) for table in line)
-  change = jnp.where(s == 0, 0, s * (jnp.where(s > 0, rising, falling) - c))
-  finfo = jnp.finfo(c.dtype)
+def _in_cells(tables: _Tables, cells: jax.Array, lo: jax.Array, hi: jax.Array):
+  """Bounds of the values on the part of each cell that is in [lo, hi]."""
+  bounds, row = _rows(tables.values, cells), _rows(tables.lines, cells)
+  a, b = (jnp.clip(x, row[..., 0], row[..., 1])[..., None] for x in (lo, hi))
+  start, value, slope = (row[..., 2 + k :: 3] for k in range(3))
+  # Two lines below, of which the lower end counts, and two above.
+  side = np.array([-1, -1, 1, 1], a.dtype)
+  lower = jnp.where((slope > 0) == (side < 0), a, b)
+  change = jnp.where(slope == 0, 0, slope * (lower - start))
+  finfo = jnp.finfo(a.dtype)
   # Five roundings, that of the border being one, and numbers too small for the processor.
-  error = 4 * finfo.eps * (abs(g) + abs(change) + abs(s * c)) + 4 * finfo.tiny * (1 + abs(s))
-  error = lax.stop_gradient(error)
-  is_known &= jnp.isfinite(error)
-  return jnp.where(is_known, g + change + side * error, side * jnp.inf)
+  error = 4 * finfo.eps * (abs(value) + abs(change) + abs(slope * start))
+  error = lax.stop_gradient(error + 4 * finfo.tiny * (1 + abs(slope)))
+  ends = jnp.where(jnp.isfinite(error), value + change + side * error, side * jnp.inf)
+  low = jnp.maximum(bounds[..., 0], jnp.max(ends[..., :2], axis=-1))
+  return low, jnp.minimum(-bounds[..., 1], jnp.min(ends[..., 2:], axis=-1))
 
 
-def _take(table: jax.Array, *index: jax.Array | int) -> jax.Array:
-  return jnp.asarray(table).at[index].get(mode="promise_in_bounds")
+def _rows(table: jax.Array, index: jax.Array) -> jax.Array:
+  """Rows of a table at places that are in it; one operation, where an index takes ten."""
+  numbers = lax.GatherDimensionNumbers((index.ndim,), (0,), (0,))
+  sizes, mode = (1, table.shape[1]), lax.GatherScatterMode.PROMISE_IN_BOUNDS
+  return lax.gather(jnp.asarray(table), index[..., None], numbers, sizes, mode=mode)
 
 
-def _tangent(border: np.ndarray, value: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, ...]:
-  """A line for each cell, by a point and a slope, and whether all of these are finite."""
-  line = (border, value, slope)
-  is_known = np.logical_and.reduce([np.isfinite(x) for x in line])
-  return is_known, *(np.where(is_known, x, np.zeros_like(x)) for x in line)
+def _tangent(border: np.ndarray, value: np.ndarray, slope: np.ndarray, side: int) -> np.ndarray:
+  """A line for each cell, by a point and a slope; infinite where these are not finite."""
+  line = np.stack([border, value, slope], axis=1)
+  is_known = np.isfinite(line).all(axis=1, keepdims=True)
+  return np.where(is_known, line, np.array([0, side * np.inf, 0], line.dtype))
 
 
-def _runs(row: np.ndarray, pick: np.ufunc) -> np.ndarray:
-  """What `pick` takes from the 1, 2, 4, … cells from each on, level by level."""
-  levels = [row]
-  while 2 ** len(levels) <= row.size:
+def _runs(rows: np.ndarray) -> np.ndarray:
+  """The least of the 1, 2, 4, … rows from each on, level by level."""
+  levels = [rows]
+  while 2 ** len(levels) <= len(rows):
     half = 2 ** (len(levels) - 1)
     last = levels[-1].copy()
-    last[:-half] = pick(last[:-half], last[half:])
+    last[:-half] = np.minimum(last[:-half], last[half:])
     levels.append(last)
-  return np.stack(levels)
+  return np.concatenate(levels)
 
 
 def _ends(lo: ArrayLike, hi: ArrayLike) -> tuple[jax.Array, jax.Array]:
