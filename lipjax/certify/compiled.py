@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.core import Tracer
 
 from lipjax.certify.domain import check_domain, domains, is_domain
 from lipjax.certify.facts import Facts
+from lipjax.certify.fast import fast_jit, is_traced_here
 from lipjax.certify.graph import Graph, Node, rewritten
 from lipjax.certify.numbers import are_numbers
 from lipjax.certify.patterns import PATTERNS
@@ -52,11 +52,10 @@ def on_arrays(
   if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
     return graph, _found(*what, *values)
   # Where somebody else traces, what is known is computed at once.
-  is_traced_here = isinstance(jax.device_put(0.0), Tracer)
-  with jax.ensure_compile_time_eval() if is_traced_here else contextlib.nullcontext():
+  with jax.ensure_compile_time_eval() if is_traced_here() else contextlib.nullcontext():
     if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable((graph, whole)):
       return graph, _found(*what, *values)
-    return graph, _compiled()(*what, *values)
+    return graph, _found_fast(*what, *values)
 
 
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
@@ -90,15 +89,7 @@ def _found(
     return jax.tree.map(known, engine(graph, facts))
 
 
-@functools.cache
-def _compiled() -> Callable[..., Any]:
-  options: dict[str, Any] = {}
-  if jax.default_backend() == "cpu":
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    options |= {"xla_cpu_parallel_codegen_split_count": 1}
-    if jax.__version_info__ < (0, 11):  # later ones do not know it
-      options |= {"xla_cpu_use_fusion_emitters": False}
-  return jax.jit(_found, static_argnums=(0, 1, 2, 3), compiler_options=options)
+_found_fast = fast_jit(static_argnums=(0, 1, 2, 3))(_found)
 
 
 def _is_hashable(graphs: tuple[Graph, ...]) -> bool:

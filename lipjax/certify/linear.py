@@ -14,6 +14,7 @@ from jax import lax
 from jax.core import Tracer
 
 from lipjax.certify.facts import Depends, LinearPart, Operand
+from lipjax.certify.fast import fast_jit
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.operators.convolution import Convolution
@@ -256,7 +257,7 @@ def convolution_part(
 
 
 # Compiled once a shape: a network has many layers of few shapes.
-@functools.partial(jax.jit, static_argnums=0)
+@fast_jit(static_argnums=(0,))
 def _matrix_norm(axes: tuple[tuple[int, ...], ...], weight: jax.Array) -> jax.Array:
   """The largest norm of the matrices with batch axes, rows and columns."""
   batch, free, contract = axes
@@ -265,7 +266,7 @@ def _matrix_norm(axes: tuple[tuple[int, ...], ...], weight: jax.Array) -> jax.Ar
   return jnp.max(gram_upper_bound(matrix.reshape((-1, rows, columns))), initial=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@fast_jit(static_argnums=(0, 1))
 def _convolution_norm(operator: Convolution, axes: tuple[int, ...], weight: jax.Array) -> jax.Array:
   kernel = jnp.transpose(weight, (*axes[2:], axes[1], axes[0]))
   # One that overflows may be no number, and the other still a bound.

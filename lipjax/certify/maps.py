@@ -38,6 +38,10 @@ class Known(NamedTuple):
     """How a node depends on its parents."""
     return self.facts[i].depends.part
 
+  def is_small(self, i: int) -> bool:
+    """Whether maps to a node are followed as matrices, not by norms alone."""
+    return 0 < self.nodes[i].size <= ROWS_UP_TO
+
   def parents(self, i: int) -> tuple[int, ...]:
     """The nodes that it depends on."""
     return self.facts[i].depends.parents
@@ -191,7 +195,7 @@ def backward(
   """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
   node = known.nodes[target]
   ways: dict[int, Way] = {}
-  ways[target] = identity_rows(node) if 0 < node.size <= ROWS_UP_TO else jnp.ones((), node.wide)
+  ways[target] = identity_rows(node) if known.is_small(target) else jnp.ones((), node.wide)
   for i in reversed([i for i in order if i <= target]):
     if i not in ways:
       continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax.certify.facts import LinearPart
+from lipjax.certify.fast import fast_jit
 from lipjax.certify.graph import Node
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.rounding.errors import gamma, unit_roundoff, up
@@ -113,7 +113,7 @@ class Rows:
     )
 
 
-@jax.jit
+@fast_jit()
 def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
   scaled = value * factor
   size, largest = _norm_above(scaled), jnp.max(jnp.abs(factor), initial=0)
@@ -123,7 +123,7 @@ def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array,
   return scaled, up(largest * error + lost), size
 
 
-@jax.jit
+@fast_jit()
 def _sum(one: jax.Array, of_one: jax.Array, other: jax.Array, of_other: jax.Array):
   total = one + other
   size = _norm_above(total)
@@ -131,7 +131,7 @@ def _sum(one: jax.Array, of_one: jax.Array, other: jax.Array, of_other: jax.Arra
   return total, up(of_one + of_other + lost), size
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@fast_jit(static_argnums=(4, 5))
 def _rounded(error, terms, value, gain, roundings, n_columns) -> jax.Array:
   """The error of a product with a matrix of norm `gain`, of an inexact `value`."""
   lost = gamma(roundings, value.dtype) * terms
@@ -171,12 +171,12 @@ def _in_stacks(matrices: Sequence[Rows | Measured], fn: Any, known: Any) -> list
   return [found[i] for i in range(len(matrices))]
 
 
-@jax.jit
+@fast_jit()
 def _norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
   return list(up(jax.vmap(gram_upper_bound)(_stacked(values)) + jnp.stack(errors), 2))
 
 
-@jax.jit
+@fast_jit()
 def _row_norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
   return list(up(norm_above(_stacked(values), 2) + jnp.stack(errors)[:, None], 2))
 
@@ -196,7 +196,7 @@ def _transposed(apply: Any, parents: Sequence[Node], i: int):
   return jax.vmap(lambda row: transpose(row)[0])
 
 
-@jax.jit
+@fast_jit()
 def _norm_above(x: Any):
   """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
   x = jnp.abs(x.reshape((x.shape[0], -1)))

@@ -22,7 +22,6 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, Facts, Operand, Range
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.maps import (
-  ROWS_UP_TO,
   FromSources,
   Known,
   bound_from_parents,
@@ -111,12 +110,11 @@ class _Sweep:
   def sharp(self, i: int) -> Facts:
     """Of a node, by the linear maps to it from all functions before it, where it is small."""
     facts, part = self.facts[i], self.facts[i].depends.part
-    is_small = 0 < self.nodes[i].size <= ROWS_UP_TO
-    if i in self._is_sharp or self.radius is None or not (is_small and has_linear(part)):
+    known = Known(self.nodes, self.facts)
+    if i in self._is_sharp or self.radius is None or not (known.is_small(i) and has_linear(part)):
       return facts
     self._is_sharp.add(i)
     if id(part) not in self._by_maps:
-      known = Known(self.nodes, self.facts)
       order = live(known, [i])
       if len(order) > NODES_UP_TO:
         return facts

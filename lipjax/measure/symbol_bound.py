@@ -122,9 +122,15 @@ def _over_angles(norm: Callable[..., jax.Array], block: jax.Array, phases: jax.A
   """A function of real and imaginary part of the symbols at all angles, (angles, groups)."""
   at_once = max(AT_ONCE // math.prod((len(block), *block.shape[2:])), 1)
   of = lambda phases: norm(*evaluate(block, phases))
-  if at_once >= len(phases):
+  n_loops = -(-len(phases) // at_once)
+  if n_loops <= 1:
     return of(phases)
-  return lax.map(of, phases, batch_size=at_once)
+  # The last ones twice instead of a shorter turn, which would be compiled as well.
+  in_loop = -(-len(phases) // n_loops)
+  padding = [(0, n_loops * in_loop - len(phases)), (0, 0)]
+  padded = jnp.pad(phases, padding, mode="edge").reshape((n_loops, in_loop, -1))
+  found = lax.map(of, padded)
+  return found.reshape((-1, *found.shape[2:]))[: len(phases)]
 
 
 def _norm_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:

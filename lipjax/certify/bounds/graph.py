@@ -47,6 +47,9 @@ def liplt_bounds(
 
 
 def targets(known: Known, order: Sequence[int], outputs: Sequence[int]) -> set[int]:
-  """The nodes whose bound is refined: what nonlinear nodes read, and the results."""
+  """The nodes whose bound is refined: what nonlinear nodes read, and the results.
+
+  Small ones: by norms of the maps alone nothing is gained, as |m| + h is the largest slope.
+  """
   read = [k for i in order if is_nonlinear(known.part(i)) for k in known.parents(i)]
-  return {i for i in (*read, *outputs) if known.part(i) is not None}
+  return {i for i in (*read, *outputs) if known.part(i) is not None and known.is_small(i)}
