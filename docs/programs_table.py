@@ -44,6 +44,10 @@ def _layer_norm(x: jax.Array) -> jax.Array:
   return (x - x.mean()) / jnp.sqrt(x.var() + 0.01)
 
 
+def _interp(x: jax.Array) -> jax.Array:
+  return jnp.interp(x, jnp.arange(3.0), jnp.array([0.0, 3.0, 1.0]))
+
+
 def _unit(x: jax.Array) -> jax.Array:
   return x / jnp.sqrt(jnp.sum(x**2, -1, keepdims=True) + 0.01)
 
@@ -78,6 +82,7 @@ PROGRAMS = [
   Program(
     "clamp(-|y|, x, |y|)", lambda x: lax.clamp(-abs(x[1:]), x[:-1], abs(x[1:])), (3,), 2**0.5
   ),
+  Program("jnp.interp(x, [0, 1, 2], [0, 3, 1])", _interp, (4,), 3.0),
   Program("jnp.median(x)", jnp.median, (4,), 2**-0.5),
   Program("jnp.quantile(x, 0.3)", lambda x: jnp.quantile(x, 0.3), (3,), 0.72112),
   Program("jnp.logaddexp(x[:2], x[2:])", lambda x: jnp.logaddexp(x[:2], x[2:]), (4,), 1),

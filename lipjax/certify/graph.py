@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from lipjax.operators.products import compute_dtype
 
@@ -125,6 +127,16 @@ class Graph(NamedTuple):
     if value is None or value.size == 0 or not np.all(value == value.flat[0]):
       return None
     return value.flat[0]
+
+
+def constant_value(graph: Graph, arrays: Sequence[Any], i: int) -> Any:
+  """What a node that does not move is, or a tracer if that is not known."""
+  values = {k: constant_value(graph, arrays, k) for k in graph.nodes[i].inputs}
+  traced = next((x for x in values.values() if isinstance(x, Tracer)), None)
+  if traced is not None:
+    return traced
+  with jax.ensure_compile_time_eval():
+    return graph.constant(i, arrays, values)
 
 
 def pruned(nodes: list[Node], outputs: Iterable[int]) -> Graph:

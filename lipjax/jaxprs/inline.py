@@ -89,7 +89,10 @@ CALLS = frozenset(getattr(primitives, name) for name in _NAMES if hasattr(primit
 
 
 def inline(
-  closed_jaxpr: Any, calls: tuple[Any, ...] = (), constants: Sequence[Any] | None = None
+  closed_jaxpr: Any,
+  calls: tuple[Any, ...] = (),
+  constants: Sequence[Any] | None = None,
+  kept: Callable[[Any], bool] = lambda call: False,
 ) -> Program:
   """Write out every call, nested ones too, of a closed jaxpr.
 
@@ -101,6 +104,7 @@ def inline(
     closed_jaxpr: what `jax.make_jaxpr` returns, in any JAX from 0.10 on.
     calls: the equations whose body it is, innermost first.
     constants: of a jaxpr that is not closed.
+    kept: calls that stay equations.
 
   Returns:
     The same program. A value that is only passed on has one `Variable` throughout.
@@ -109,7 +113,7 @@ def inline(
   inputs = tuple(Variable(var.aval) for var in jaxpr.invars)
   equations: list[Equation] = []
   given = consts(closed_jaxpr) if constants is None else constants
-  outputs = _write(closed_jaxpr, given, inputs, equations, calls)
+  outputs = _write(closed_jaxpr, given, inputs, equations, calls, kept)
   return Program(inputs, tuple(equations), outputs)
 
 
@@ -119,6 +123,7 @@ def _write(
   arguments: tuple[Variable | Constant, ...],
   equations: list[Equation],
   calls: tuple[Any, ...],
+  kept: Callable[[Any], bool],
 ) -> tuple[Variable | Constant, ...]:
   """Append the equations of a jaxpr applied to `arguments`; return what it returns."""
   jaxpr = opened(closed)
@@ -131,9 +136,9 @@ def _write(
 
   for equation in jaxpr.eqns:
     inputs = tuple(read(atom) for atom in equation.invars)
-    if equation.primitive in CALLS:
+    if equation.primitive in CALLS and not kept(equation):
       called = callee(equation.params)
-      outputs = _write(called, consts(called), inputs, equations, (equation, *calls))
+      outputs = _write(called, consts(called), inputs, equations, (equation, *calls), kept)
     else:
       outputs = tuple(Variable(var.aval) for var in equation.outvars)
       what = equation.primitive, inputs, outputs, equation.params

@@ -268,6 +268,18 @@ LATER = {
 }  # fmt: skip
 
 
+def interp(x, xp, fp):
+  return 100 * x * xp[0] * fp[0]
+
+
+LATER |= {
+  "places out of bounds": (lambda x: (jnp.tanh(x) + x)[jnp.array([5, 5, 5, 5])], (2,), None),
+  "a function called interp": (
+    lambda x: jax.jit(interp)(x, jnp.ones(2), jnp.ones(2)), (3,), None),
+  "another one": (lambda x: jax.jit(interp)(x, jnp.ones((1, 2)), jnp.ones(3)).ravel(), (2,), None),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", LATER)
 def test_no_slope_is_above_what_review_broke(name):
   fn, shape, box = LATER[name]

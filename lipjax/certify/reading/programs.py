@@ -13,8 +13,8 @@ from jax.extend.core import primitives
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Node, Params
 from lipjax.certify.reading.complex import Pair
+from lipjax.certify.reading.interp import without_calls
 from lipjax.certify.reading.scatter_apply import has_function, written_out
-from lipjax.jaxprs.inline import inline
 from lipjax.jaxprs.source import source_line
 from lipjax.jaxprs.versions import holds_program, scan_counts
 
@@ -105,7 +105,7 @@ def scan(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
     )
   n_consts, n_carry = scan_counts(eqn.inputs, eqn.outputs, p["jaxpr"])
   consts, carry = operands[:n_consts], list(operands[n_consts : n_consts + n_carry])
-  xs, rows, body = operands[n_consts + n_carry :], [], inline(p["jaxpr"], (eqn, *eqn.calls))
+  xs, rows, body = operands[n_consts + n_carry :], [], without_calls(p["jaxpr"], (eqn, *eqn.calls))
   if any(isinstance(x, Pair) for x in xs):
     return reader.failed(eqn, _complex_rows(eqn))
   turns = range(length)[::-1] if p["reverse"] else range(length)
@@ -142,7 +142,7 @@ def loop(reader: Any, eqn: Any, operands: Sequence[Any]) -> list[Any]:
   n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
   cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
   carry = list(operands[n_cond + n_body :])
-  goes_on, body = inline(p["cond_jaxpr"], calls), inline(p["body_jaxpr"], calls)
+  goes_on, body = without_calls(p["cond_jaxpr"], calls), without_calls(p["body_jaxpr"], calls)
   for _ in range(MAX_TURNS + 1):
     (now,) = goes_on.run([*cond_consts, *carry], reader.apply, reader.of_constant)
     if isinstance(now, int):

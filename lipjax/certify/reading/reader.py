@@ -17,10 +17,11 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Graph, Node, Params, Static, pruned
 from lipjax.certify.index_map import permuted
 from lipjax.certify.reading.complex import Pair, is_complex, read_complex
+from lipjax.certify.reading.interp import read_interp, without_calls
 from lipjax.certify.reading.programs import read_program
 from lipjax.certify.reading.real_numbers import is_one_number, simplified
 from lipjax.certify.register import RULES
-from lipjax.jaxprs.inline import Constant, inline
+from lipjax.jaxprs.inline import CALLS, Constant
 from lipjax.jaxprs.source import source_line
 from lipjax.jaxprs.versions import name_of
 
@@ -72,7 +73,7 @@ def read(
 def read_jaxpr(closed: Any) -> tuple[Graph, list[Any]]:
   """The graph of a jaxpr whose inputs all move, and its arrays."""
   reader = _Reader()
-  program = inline(closed)
+  program = without_calls(closed)
   inputs = [reader.input(variable.aval, i) for i, variable in enumerate(program.inputs)]
   results = program.run(inputs, reader.apply, reader.of_constant)
   outputs = [x for x in results if isinstance(x, int) and reader.nodes[x].moves]
@@ -130,6 +131,8 @@ class _Reader:
       return self._results("", eqn, operands)
     if name in SAME or (name == "reduce_precision" and _has_16_bits(eqn.params)):
       return list(operands)
+    if eqn.primitive in CALLS:
+      return read_interp(self, eqn, operands)
     results = read_program(self, name, eqn, operands)
     if results is not None:
       return results
@@ -152,7 +155,7 @@ class _Reader:
 
   def run(self, closed: Any, operands: Sequence[Operand], calls: tuple[Any, ...]) -> list[Operand]:
     """What a jaxpr returns."""
-    return inline(closed, calls).run(operands, self.apply, self.of_constant)
+    return without_calls(closed, calls).run(operands, self.apply, self.of_constant)
 
   def of_function(self, fn: Callable[..., Any], *operands: Operand) -> Operand:
     """What a function of arrays makes of operands."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -21,6 +20,7 @@ from jax.core import Tracer
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.graph import Graph as ArrayGraph
 from lipjax.certify.graph import Node as ArrayNode
+from lipjax.certify.graph import constant_value
 
 _KNOWN = """add add_any sub mul div neg max min abs sign floor ceil round square integer_pow pow
 exp exp2 expm1 log log1p logistic tanh sin cos tan sinh cosh erf erfc sqrt rsqrt cbrt atan asinh
@@ -93,16 +93,6 @@ def constant_of(value: Any) -> Node:
   if value.dtype == bool:
     return Node("truth", parameter=bool(value))
   return Node("constant", parameter=float(value))
-
-
-def constant_value(graph: ArrayGraph, arrays: list[Any], i: int) -> Any:
-  """What a constant is, or a tracer if it is not known."""
-  values = {k: constant_value(graph, arrays, k) for k in graph.nodes[i].inputs}
-  traced = next((x for x in values.values() if isinstance(x, Tracer)), None)
-  if traced is not None:
-    return traced
-  with jax.ensure_compile_time_eval():
-    return graph.constant(i, arrays, values)
 
 
 class _Builder:
