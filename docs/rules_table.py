@@ -1,6 +1,6 @@
 """What lipjax knows of primitives and activations, as Markdown for the page `rules`.
 
-Read from the tables that the bounds themselves use, so that the page cannot go stale.
+Read from the records that the bounds themselves use, so that the page cannot go stale.
 """
 
 from __future__ import annotations
@@ -8,12 +8,26 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 
+import jax
+import jax.numpy as jnp
+
 from lipjax.certify.primitives import RECORDS
 from lipjax.certify.scalar.graph import NAMES
-from lipjax.certify.scalar.table import ENTRIES
+from lipjax.certify.scalar.search import slope_interval
 
-#: Values of a parameter at which the slopes of a function with one are shown.
-EXAMPLES = {"elu": (1.0, 2.0), "celu": (1.0,), "leaky_relu": (0.01, -3.0), "squareplus": (4.0,)}
+_OF_JAX = (
+  "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "identity", "leaky_relu",
+  "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_sign", "softplus",
+  "sparse_plus", "sparse_sigmoid", "squareplus", "tanh",
+)  # fmt: skip
+ACTIVATIONS = {
+  **{name: getattr(jax.nn, name) for name in _OF_JAX},
+  "gelu(approximate=False)": lambda x: jax.nn.gelu(x, approximate=False),
+  "elu(alpha=2)": lambda x: jax.nn.elu(x, 2.0),
+  "leaky_relu(negative_slope=-3)": lambda x: jax.nn.leaky_relu(x, -3.0),
+  "sin": jnp.sin,
+  "x * sin(x) / (1 + x**2)": lambda x: x * jnp.sin(x) / (1 + x**2),
+}
 
 
 def _in_a_line(text: str | None) -> str:
@@ -49,15 +63,13 @@ def primitives() -> str:
 
 
 def activations() -> str:
-  """The functions whose slopes are tabulated."""
+  """The slopes that are found of JAX's activations."""
   rows = []
-  for name, (entry, has_parameter) in ENTRIES.items():
-    for value in EXAMPLES[name] if has_parameter else (None,):
-      slopes = entry.slopes(value or 0.0)
-      shown = f"`{name}`" if value is None else f"`{name}`, parameter {value:g}"
-      lower, upper = (f"{slope:.9g}" for slope in slopes or ("", ""))
-      rows.append((shown, lower, upper, f"{max(map(abs, slopes)):.9g}"))
-  return _table(("function", "smallest slope", "largest slope", "constant"), sorted(rows))
+  for name, fn in ACTIVATIONS.items():
+    slopes = slope_interval(fn)
+    lower, upper, largest = (f"{x:.6g}" for x in (*slopes, max(map(abs, slopes))))
+    rows.append((f"`{name}`", lower, upper, largest))
+  return _table(("function", "smallest slope", "largest slope", "constant"), rows)
 
 
 def scalar_primitives() -> str:

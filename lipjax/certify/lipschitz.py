@@ -124,9 +124,9 @@ def lipschitz_bounds(
 
   Example:
     >>> import jax.numpy as jnp, lipjax
-    >>> bounds = lipjax.lipschitz_bounds(lambda x: jnp.tanh(3 * x))(jnp.zeros(2))
+    >>> bounds = lipjax.lipschitz_bounds(lambda x: jnp.tanh(3 * x) - x)(jnp.zeros(2))
     >>> print(f"{bounds.lower:.3f} {bounds.upper:.3f} {bounds.names}")
-    3.000 3.000 liplt
+    2.000 2.000 product
   """
   lower = lipschitz_lower_bound(fn, argnums, radius=radius, box=box, **options)
 

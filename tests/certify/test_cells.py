@@ -10,7 +10,6 @@ import pytest
 from jax import lax
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.scalar import line
 from lipjax.certify.scalar.errors import UnknownPrimitiveError
 from lipjax.certify.scalar.line import slope_cells
 from lipjax.certify.scalar.search import slope_interval
@@ -106,12 +105,6 @@ def test_sound_in_float64(name):
     lo, hi = intervals(np.float64, seed=1)
     check_sound(cells, ALL[name], lo, hi, rounding=1e-13)
     assert cells.between(lo, hi)[0].dtype == cells.values(lo, np.float32(hi))[1].dtype == "float64"
-
-
-@pytest.mark.parametrize("name", ["gelu", "silu", "soft_sign", "hard_swish"])
-def test_sound_without_the_table(name, monkeypatch):
-  monkeypatch.setattr(line, "known_slopes", lambda *_: None)
-  check_sound(slope_cells(ALL[name]), ALL[name], *intervals(np.float32, seed=2))
 
 
 @pytest.mark.parametrize("name", ALL)

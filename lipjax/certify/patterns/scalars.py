@@ -54,15 +54,15 @@ def _scalar(graph: Graph, arrays: list[Any], links: list[int | None], i: int) ->
   nearest = next(functions)
   # What has jumps has no slopes from anywhere.
   candidates = itertools.chain([nearest], functions) if node.is_float else ()
-  has_slopes = lambda pair: _has_slopes(pair[1], graph.nodes[pair[0]].dtype)
+  has_slopes = lambda pair: _has_slopes(pair[1])
   base, function = next(filter(has_slopes, candidates), nearest)
-  params = Params(function=function, dtype=graph.nodes[base].dtype)
+  params = Params(function=function)
   return Node("scalar", (base,), params, node.shape, node.dtype, line=node.line)
 
 
-def _has_slopes(function: ScalarGraph, dtype: Any) -> bool:
+def _has_slopes(function: ScalarGraph) -> bool:
   try:
-    slopes_on_line(function, dtype)
+    slopes_on_line(function)
   except CertifyError:
     return False
   return True

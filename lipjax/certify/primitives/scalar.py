@@ -23,7 +23,7 @@ square tan tanh is_finite eq ge gt le lt ne and or xor"""
 
 def _range(node: Node, x: Range) -> Range | None:
   try:
-    return Range(*graph_cells(node.params["function"], node.params["dtype"]).values(*x))
+    return Range(*graph_cells(node.params["function"]).values(*x))
   except CertifyError:
     return None
 
@@ -37,9 +37,9 @@ def scalar(node: Node, x: Operand) -> Depends:
   function = node.params["function"]
   within = x.range
   if within is None:
-    found = slopes_on_line(function, node.params["dtype"])
+    found = slopes_on_line(function)
     return Depends(ScalarPart(found.lower, found.upper), (x.place,))
-  ends = graph_cells(function, node.params["dtype"]).between(*within)
+  ends = graph_cells(function).between(*within)
   return Depends(ScalarPart(*(jnp.broadcast_to(end, x.shape) for end in ends)), (x.place,))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,6 @@ from lipjax.certify.scalar.evaluation import evaluate, output
 from lipjax.certify.scalar.exact import kinks
 from lipjax.certify.scalar.graph import Graph
 from lipjax.certify.scalar.rules import Boxes, Dual
-from lipjax.certify.scalar.table import known_slopes
 from lipjax.certify.scalar.tail import Ray
 from lipjax.certify.scalar.tracing import graph_of
 from lipjax.rounding import interval as iv
@@ -72,15 +70,15 @@ def slope_cells(
     >>> print(alpha, beta)
     [0. 1.] [1. 1.]
   """
-  return graph_cells(graph_of(g, dtype), dtype)
+  return graph_cells(graph_of(g, dtype))
 
 
 @functools.lru_cache(maxsize=256)
-def graph_cells(graph: Graph, dtype: Any) -> SlopeCells:
-  """The cells of a graph, in floats of a dtype."""
+def graph_cells(graph: Graph) -> SlopeCells:
+  """The cells of a graph."""
   # Intervals are infinite, and infinity minus itself is dealt with.
   with np.errstate(all="ignore"):
-    return _Line(graph).cells(known_slopes(graph, dtype))
+    return _Line(graph).cells()
 
 
 @functools.lru_cache(maxsize=256)
@@ -111,8 +109,8 @@ class _Line:
     self.graph = graph
     self.agreed = agreements(graph)
 
-  def cells(self, known: tuple[str, float, float] | None) -> SlopeCells:
-    """The cells; `known` are bounds of all slopes."""
+  def cells(self) -> SlopeCells:
+    """The cells."""
     cells, inner = self._cut()
     # The last cell is repeated, at infinity: most functions share one compiled look-up.
     count = cells.lo.size + 1
@@ -123,8 +121,6 @@ class _Line:
     below, above = self._on_ray(borders[-1], -1, 1), self._on_ray(borders[-1], 1, last)
     values, slopes = (_joined(*parts) for parts in zip(below, inner, above, strict=True))
     borders = np.pad(borders, (1, last), constant_values=(-np.inf, np.inf))
-    if known is not None:
-      slopes = iv.clipped(slopes, *known[1:])
     # The values at the borders are nearly exact, and what g changes from there is less than
     # what arithmetic with its terms says; nothing at all where g is monotone.
     left, right = Interval(borders[:-1], borders[:-1]), Interval(borders[1:], borders[1:])

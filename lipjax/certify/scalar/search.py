@@ -17,14 +17,13 @@ from lipjax.certify.scalar.evaluation import evaluate, output
 from lipjax.certify.scalar.exact import kinks
 from lipjax.certify.scalar.graph import Graph
 from lipjax.certify.scalar.rules import Boxes, Dual
-from lipjax.certify.scalar.table import known_slopes
 from lipjax.certify.scalar.tail import Ray
 from lipjax.certify.scalar.tracing import graph_of
 from lipjax.rounding import interval as iv
 from lipjax.rounding.interval import Interval
 
 #: How far the result may be from the slopes that are attained, relative to the larger one.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 #: Rounds of bisection, boxes in one round, and where the rays to infinity may start.
 ROUNDS, MAX_BOXES, FIRST_START, LAST_START = 80, 1 << 13, 16.0, 1e7
 
@@ -49,10 +48,9 @@ def slope_interval(
      \text{ in } [lo, hi]
 
   The function is traced and written out down to primitives, the function itself and never a
-  custom derivative. If its graph is one of `jax.nn`'s, the slopes on the line come from a
-  table. Otherwise, and on any smaller domain, the domain is bisected: on each part interval
-  arithmetic encloses all values and slopes, and the parts that hold the extremes are halved
-  until these are known to 1e-4. On the two rays to infinity it also follows how fast values
+  custom derivative. The domain is bisected: on each part interval arithmetic encloses all
+  values and slopes, and the parts that hold the extremes are halved until these are known to
+  1e-5. On the two rays to infinity it also follows how fast values
   grow and settle, which bounds ``x * exp(-x)`` and ``x / (1 + abs(x))`` there.
 
   **Guarantee.** The bounds hold for the real function that the primitives and the constants of
@@ -68,7 +66,7 @@ def slope_interval(
     dtype: the floats in which g computes, float32 by default.
 
   Returns:
-    The smallest and the largest slope, as Python floats, mostly within 1e-4 of the larger one.
+    The smallest and the largest slope, as Python floats, mostly within 1e-5 of the larger one.
     They are looser where a sum or a product has two kinks in one place that is not a float, and
     for functions whose slope settles, far out, as a difference of larger terms.
 
@@ -85,36 +83,29 @@ def slope_interval(
     >>> round(lower, 3), round(upper, 3)
     (-2.0, 6.0)
   """
-  return graph_slopes(graph_of(g, dtype), dtype, lo, hi)
+  return graph_slopes(graph_of(g, dtype), lo, hi)
 
 
 @functools.lru_cache(maxsize=512)
-def slopes_on_line(graph: Graph, dtype: Any) -> Slopes:
+def slopes_on_line(graph: Graph) -> Slopes:
   """Bounds of all slopes of a graph, which are looked for once."""
-  return graph_slopes(graph, dtype)
+  return graph_slopes(graph)
 
 
-def graph_slopes(graph: Graph, dtype: Any, lo: float = -math.inf, hi: float = math.inf) -> Slopes:
-  """Bounds of the slopes of a graph, in floats of a dtype."""
+def graph_slopes(graph: Graph, lo: float = -math.inf, hi: float = math.inf) -> Slopes:
+  """Bounds of the slopes of a graph."""
   lo, hi = float(lo), float(hi)
   if not lo < hi:
     msg = f"Slopes are between two inputs, lo < hi, but lo is {lo} and hi is {hi}."
     raise ValueError(msg)
-  known = known_slopes(graph, dtype)
-  is_line = math.isinf(lo) and math.isinf(hi)
-  if known is not None and is_line:
-    return Slopes(*known[1:])
   # Intervals are infinite, and infinity minus itself is dealt with.
   with np.errstate(all="ignore"):
     try:
-      slopes = _Search(graph, lo, hi).run()
+      return _Search(graph, lo, hi).run()
     except slope_errors.NotLipschitzError as error:
       if any(node.parameter == (-math.inf, math.inf) for node in graph.nodes):
         raise slope_errors.traced() from error
       raise
-  if known is not None:
-    slopes = Slopes(max(slopes.lower, known[1]), min(slopes.upper, known[2]))
-  return slopes
 
 
 class _Search:
@@ -157,14 +148,18 @@ class _Search:
       if not (is_open.any() or open_sides) or is_open.sum() > MAX_BOXES or is_hopeless:
         break
       settled = _around(settled, _pick(slopes, ~is_open))
-      halves, middles = _pick(boxes, is_open), middles[is_open]
+      halves, middles, whole = _pick(boxes, is_open), middles[is_open], _pick(slopes, is_open)
       added = [self._extend(side) for side in open_sides]
       boxes = Interval(
         np.concatenate([halves.lo, middles, [box[0] for box in added]]),
         np.concatenate([middles, halves.hi, [box[1] for box in added]]),
       )
+      # A part has no other slopes than the whole.
+      wholes = [whole, whole, *(Interval(*map(np.atleast_1d, rays[side])) for side in open_sides)]
       rays.update({side: self._ray_slopes(side) for side in open_sides})
-      slopes = self._slopes(boxes)
+      slopes = iv.meet(
+        self._slopes(boxes), Interval(*map(np.concatenate, zip(*wholes, strict=True)))
+      )
     result = _around(settled, slopes)
     for ray in rays.values():
       result = _around(result, Interval(ray.lo[None], ray.hi[None]))
