@@ -20,8 +20,6 @@ BASES = 6
 LINEAR = frozenset(["add", "add_any", "sub", "neg", "mul", "div", "convert_element_type"])
 #: Of entries at the same place, but with values that are no numbers.
 TRUTHS = frozenset(["lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "xor", "is_finite"])
-#: Of several arrays, which have rules of their own where these are no functions of one.
-SEVERAL = frozenset(["max", "min", "clamp", "select_n", "mul", "div"])
 #: Primitives without slopes of their own, which raise by themselves.
 _MORE = frozenset(["rem", "nextafter"])
 
