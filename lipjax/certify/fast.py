@@ -26,7 +26,7 @@ def fast_jit(*, static_argnums: tuple[int, ...] = ()) -> Callable[[Any], Callabl
     @functools.wraps(fn)
     def call(*args: Any) -> Any:
       values = [x for i, x in enumerate(args) if i not in static_argnums]
-      is_traced = is_traced_here() or any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
+      is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(values)) or is_traced_here()
       return traced(*args) if is_traced else at_once()(*args)
 
     return call

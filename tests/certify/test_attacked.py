@@ -274,6 +274,9 @@ def interp(x, xp, fp):
 
 LATER |= {
   "places out of bounds": (lambda x: (jnp.tanh(x) + x)[jnp.array([5, 5, 5, 5])], (2,), None),
+  "complex places out of bounds": (
+    lambda x: (z := jnp.fft.fft(x), (jnp.tanh(x) * z + z)[jnp.array([5, 5, 5, 5])].real)[1],
+    (2,), (-0.1, 0.1)),
   "a function called interp": (
     lambda x: jax.jit(interp)(x, jnp.ones(2), jnp.ones(2)), (3,), None),
   "another one": (lambda x: jax.jit(interp)(x, jnp.ones((1, 2)), jnp.ones(3)).ravel(), (2,), None),

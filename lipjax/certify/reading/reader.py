@@ -129,6 +129,7 @@ class _Reader:
       return self._folded(eqn, operands)
     if eqn.primitive in RULES:
       return self._results("", eqn, operands)
+    eqn = eqn._replace(params=_without_promises(name, eqn.params))
     if name in SAME or (name == "reduce_precision" and _has_16_bits(eqn.params)):
       return list(operands)
     if eqn.primitive in CALLS:
@@ -188,7 +189,7 @@ class _Reader:
 
   def _results(self, name: str, eqn: Any, operands: Sequence[Operand]) -> list[Operand]:
     inputs, moves = tuple(map(self.place, operands)), self.moves(operands)
-    params, line = Params(_with_mode(name, eqn.params)), source_line(eqn) if moves else ""
+    params, line = Params(eqn.params), source_line(eqn) if moves else ""
     if not name:
       # For rules of the user's, which see the equation.
       params[""] = tuple(jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.outputs)
@@ -258,12 +259,15 @@ class _Reader:
     return self.add(Node(*what, primitives.concatenate_p, moves=moves))
 
 
-def _with_mode(name: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Places that are promised to be in bounds and are not: as XLA does, and the transpose too."""
-  if params.get("mode") is not lax.GatherScatterMode.PROMISE_IN_BOUNDS or not name:
-    return params
+def _without_promises(name: str, params: dict[str, Any]) -> dict[str, Any]:
+  """Of places that are not as was promised: what XLA does then, which its transpose shall undo."""
   modes = lax.GatherScatterMode
-  return {**params, "mode": modes.CLIP if name == "gather" else modes.FILL_OR_DROP}
+  if "mode" not in params or "unique_indices" not in params:
+    return params
+  params = {**params, "unique_indices": False, "indices_are_sorted": False}
+  if params["mode"] is modes.PROMISE_IN_BOUNDS:
+    params["mode"] = modes.CLIP if name == "gather" else modes.FILL_OR_DROP
+  return params
 
 
 def _is_static(value: Any) -> bool:
