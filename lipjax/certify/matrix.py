@@ -199,6 +199,8 @@ def _transposed(apply: Any, parents: Sequence[Node], i: int):
 @fast_jit()
 def _norm_above(x: Any):
   """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
+  if x.size == 0:
+    return jnp.zeros((), x.dtype)
   x = jnp.abs(x.reshape((x.shape[0], -1)))
-  columns, rows = (jnp.max(jnp.sum(x, axis=axis), initial=0) for axis in (0, 1))
+  columns, rows = (jnp.max(jnp.sum(x, axis=axis)) for axis in (0, 1))
   return up(jnp.sqrt(columns) * jnp.sqrt(rows), 4 + sum(x.shape))
