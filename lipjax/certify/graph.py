@@ -89,8 +89,7 @@ class Node(NamedTuple):
   def bind(self, *values: Any) -> Any:
     """The primitive on other values, in full precision whatever was asked for."""
     if self.name.startswith("scatter"):  # whose function is for one dtype
-      scatter = getattr(lax, self.name.replace("-", "_"))
-      return scatter(*values, self.params["dimension_numbers"], mode=self.params["mode"])
+      return self.scattered(getattr(lax, self.name.replace("-", "_")), *values)
     params: dict[str, Any] = {key: x for key, x in self.params.items() if key}
     if self.name:
       params |= {name: how for name, how in _EXACT.items() if name in params}
@@ -98,6 +97,11 @@ class Node(NamedTuple):
         params["preferred_element_type"] = compute_dtype(params["preferred_element_type"])
     results = self.primitive.bind(*values, **self.primitive.get_bind_params(params))
     return results[self.output] if self.primitive.multiple_results else results
+
+  def scattered(self, function: Callable[..., Any], x: Any, at: Any, updates: Any) -> Any:
+    """A scattering function at this node's places, of arrays of any dtype."""
+    x, updates = (jnp.asarray(y, jnp.result_type(x, updates)) for y in (x, updates))
+    return function(x, at, updates, self.params["dimension_numbers"], mode=self.params["mode"])
 
 
 class Graph(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +39,7 @@ def scatter(node: Node, x: Operand, indices: Operand, updates: Operand) -> Depen
 
   # A scatter onto the same place twice has no transpose, its entries' places have.
   def write(x: Any, updates: Any) -> Any:
-    places = _scatter(node, lax.scatter)(olds, at, news)
+    places = node.scattered(lax.scatter, olds, at, news)
     return jnp.concatenate([x.ravel(), updates.ravel()])[places]
 
   return merged(write, (x, updates))
@@ -55,7 +56,7 @@ def scatter_add(node: Node, x: Operand, indices: Operand, updates: Operand) -> D
   (at,) = constants_of(node, [indices])
   if not updates.moves:
     return Depends(moved(lambda value: value), (x.place,))
-  add = _scatter(node, lax.scatter_add)
+  add = functools.partial(node.scattered, lax.scatter_add)
 
   def most_updates() -> Any:
     ones = jnp.ones(updates.shape, jnp.int32)
@@ -93,14 +94,6 @@ def scatter_mul(node: Node, x: Operand, indices: Operand, updates: Operand) -> D
     msg = f"'scatter-mul' by updates that depend on the input{node.line} has no rule: its slope"
     msg = f"{msg} grows with them. Write x.at[places].set(x[places] * updates), on a domain."
     raise CertifyError(msg)
-  factor = _scatter(node, lax.scatter_mul)(jnp.ones(x.shape, x.node.wide), at, updates.value)
+  factor = node.scattered(lax.scatter_mul, jnp.ones(x.shape, x.node.wide), at, updates.value)
   # Of places that are listed often.
   return times(x, up(factor, math.prod(indices.shape[:-1])), node.shape)
-
-
-def _scatter(node: Node, function: Callable[..., Any]) -> Callable[..., Any]:
-  """A scattering function with an equation's places, for arrays of any dtype."""
-  p = node.params
-  return lambda x, *others: function(
-    jnp.asarray(x), *others, p["dimension_numbers"], mode=p["mode"]
-  )
