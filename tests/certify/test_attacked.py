@@ -344,3 +344,22 @@ def test_multiples_of_one_array_are_added_before_they_are_bounded():
   assert big(lambda x: x - (x + 1)) == 0
   assert big(lambda x: (1 - x) + (x + 2)) == 0
   assert big(lambda x: x - (-x)) == pytest.approx(2, rel=1e-5)
+
+
+TWICE = jnp.array([0, 0])
+CRASHED = {
+  "sums in half precision": lambda x: jnp.tanh(x.at[TWICE].add(jnp.sin(x[:2]))),
+  "minima in half precision": lambda x: jnp.tanh(x.at[TWICE].min(jnp.sin(x[:2]))),
+  "factors in half precision": lambda x: x.at[TWICE].multiply(jnp.full(2, 1.5, x.dtype)),
+  "complex numbers that are filled in": lambda x: (
+    jnp.abs(jnp.take(jnp.fft.fft(x.astype(jnp.float32)), jnp.array([0, 7]), 0, mode="fill",
+                     fill_value=1 + 2j)) * x[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("box", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize("name", CRASHED)
+def test_what_crashed_has_a_bound_or_a_message(name, box):
+  with contextlib.suppress(lipjax.CertifyError):
+    upper = lipjax.lipschitz_upper_bound(CRASHED[name], box=box)
+    assert 1 <= float(upper(jnp.zeros(3, jnp.bfloat16))) < 20
