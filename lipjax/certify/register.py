@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Primitive
 
 from lipjax.certify.errors import CertifyError
@@ -121,7 +123,9 @@ def range_by_rule(
       f"two arrays that broadcast to shape {node.shape}."
     )
     raise CertifyError(msg) from error
-  return Range(lower, upper)
+  # What is none, or in the wrong order, bounds nothing.
+  is_range = lower <= upper
+  return Range(jnp.where(is_range, lower, -jnp.inf), jnp.where(is_range, upper, jnp.inf))
 
 
 def _equation(node: Node, operands: tuple[Operand, ...]) -> Any:
@@ -181,7 +185,8 @@ def scalar_node(aval: Any, node: Any, lower: Any, upper: Any) -> Any:
     The node.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: the shapes differ, or slopes that are known are in the wrong order or NaN; of
+      traced ones the bound is infinite.
 
   Example:
     See `register_rule`.
@@ -193,7 +198,14 @@ def scalar_node(aval: Any, node: Any, lower: Any, upper: Any) -> Any:
   if aval.shape != node.shape:
     msg = f"A function of every entry keeps the shape {node.shape}; the result's is {aval.shape}."
     raise ValueError(msg)
-  return Depends(ScalarPart(lower, upper), (node.place,))
+  is_traced = isinstance(lower, Tracer) or isinstance(upper, Tracer)
+  xp = jnp if is_traced else np
+  in_order = xp.less_equal(lower, upper)
+  if not (is_traced or np.all(in_order)):
+    msg = f"The smallest slope must be at most the largest one, got {lower} and {upper}."
+    raise ValueError(msg)
+  slopes = xp.where(in_order, lower, -np.inf), xp.where(in_order, upper, np.inf)
+  return Depends(ScalarPart(*slopes), (node.place,))
 
 
 def linear_node(

@@ -86,3 +86,26 @@ def test_a_function_of_entries_keeps_the_shape():
 
   with pytest.raises(ValueError, match=r"keeps the shape \(3,\)"):
     upper(lambda x: total_p.bind(x))
+
+
+def test_slopes_and_ranges_in_the_wrong_order_pass_nowhere():
+  odd_p = primitive("swapped", jnp.tanh)
+
+  @lipjax.register_rule(odd_p, range=lambda eqn, x: (1.0, -1.0))
+  def rule(eqn, x):
+    return lipjax.lipschitz_node(eqn.outvars[0].aval, [x], [1.0])
+
+  assert upper(lambda x: odd_p.bind(x) * x, radius=1.0) == np.inf
+
+  @lipjax.register_rule(odd_p)
+  def swapped(eqn, x):
+    return lipjax.scalar_node(eqn.outvars[0].aval, x, 1.0, 0.0)
+
+  with pytest.raises(ValueError, match="at most the largest"):
+    upper(lambda x: odd_p.bind(x))
+
+  @lipjax.register_rule(odd_p)
+  def traced(eqn, x):
+    return lipjax.scalar_node(eqn.outvars[0].aval, x, x.range[1], x.range[0])
+
+  assert upper(lambda x: odd_p.bind(x), radius=1.0) == np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -58,6 +59,8 @@ def _scalar(graph: Graph, arrays: list[Any], links: list[int | None], i: int) ->
   return Node("scalar", (base,), params, node.shape, node.dtype, line=node.line)
 
 
+# A search that fails is not repeated either.
+@functools.lru_cache(maxsize=512)
 def _has_slopes(function: ScalarGraph) -> bool:
   try:
     slopes_on_line(function)

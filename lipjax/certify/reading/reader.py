@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
 from jax.extend.core import primitives
 
@@ -18,8 +17,9 @@ from lipjax.certify.graph import Graph, Node, Params, Static, pruned
 from lipjax.certify.index_map import permuted
 from lipjax.certify.reading.complex import Pair, is_complex, read_complex
 from lipjax.certify.reading.interp import read_interp, without_calls
+from lipjax.certify.reading.places import without_promises
 from lipjax.certify.reading.programs import read_program
-from lipjax.certify.reading.real_numbers import is_one_number, simplified
+from lipjax.certify.reading.real_numbers import has_16_bits, is_one_number, simplified
 from lipjax.certify.register import RULES
 from lipjax.jaxprs.inline import CALLS, Constant
 from lipjax.jaxprs.source import source_line
@@ -129,8 +129,8 @@ class _Reader:
       return self._folded(eqn, operands)
     if eqn.primitive in RULES:
       return self._results("", eqn, operands)
-    eqn = eqn._replace(params=_without_promises(name, eqn.params))
-    if name in SAME or (name == "reduce_precision" and _has_16_bits(eqn.params)):
+    eqn = eqn._replace(params=without_promises(name, eqn.params))
+    if name in SAME or (name == "reduce_precision" and has_16_bits(eqn.params)):
       return list(operands)
     if eqn.primitive in CALLS:
       return read_interp(self, eqn, operands)
@@ -259,17 +259,6 @@ class _Reader:
     return self.add(Node(*what, primitives.concatenate_p, moves=moves))
 
 
-def _without_promises(name: str, params: dict[str, Any]) -> dict[str, Any]:
-  """Of places that are not as was promised: what XLA does then, which its transpose shall undo."""
-  modes = lax.GatherScatterMode
-  if "mode" not in params or "unique_indices" not in params:
-    return params
-  params = {**params, "unique_indices": False, "indices_are_sorted": False}
-  if params["mode"] is modes.PROMISE_IN_BOUNDS:
-    params["mode"] = modes.CLIP if name == "gather" else modes.FILL_OR_DROP
-  return params
-
-
 def _is_static(value: Any) -> bool:
   """Whether a constant is part of the graph."""
   if isinstance(value, Tracer) or jnp.issubdtype(jax.typeof(value).dtype, jax.dtypes.extended):
@@ -287,12 +276,6 @@ def _is_nonnegative(value: Any) -> bool:
   if isinstance(value, Tracer) or not jnp.issubdtype(jax.typeof(value).dtype, jnp.floating):
     return False
   return math.prod(np.shape(value)) <= LOOKED_AT // 64 and bool(np.all(np.asarray(value) >= 0))
-
-
-def _has_16_bits(params: dict[str, Any]) -> bool:
-  """Whether a precision is that of a floating-point type of 16 bits at least."""
-  bits = params["exponent_bits"], params["mantissa_bits"]
-  return any(bits[0] >= e and bits[1] >= m for e, m in ((5, 10), (8, 7)))
 
 
 def _argument_places(argnums: int | Sequence[int], n: int) -> list[int]:

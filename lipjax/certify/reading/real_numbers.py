@@ -90,3 +90,9 @@ def is_one_number(value: np.ndarray) -> bool:
 def _number(value: np.ndarray) -> Any:
   """The one number that all entries are, if so."""
   return value.flat[0] if is_one_number(value) else None
+
+
+def has_16_bits(params: dict[str, Any]) -> bool:
+  """Whether a precision is that of a floating-point type of 16 bits at least."""
+  bits = params["exponent_bits"], params["mantissa_bits"]
+  return any(bits[0] >= e and bits[1] >= m for e, m in ((5, 10), (8, 7)))
