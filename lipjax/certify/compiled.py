@@ -34,10 +34,13 @@ def on_arrays(
   args: Sequence[Any],
   radius: Any | None,
   box: tuple[Any, Any] | None,
+  then: Callable[[Any], Any] = lambda found: found,
 ) -> tuple[Graph, Any] | None:
   """The graph, and what an engine finds, infinite where there is no domain; None if nothing moves.
 
   Where nothing is traced a small graph is one program, which is compiled fast: it runs a few times.
+  What is to be computed `then`, from what the engine has found, is not a part of it: programs
+  that do not depend on the graph are compiled once.
   """
   whole, arrays = read(fn, argnums, args)
   leaves = moving_leaves(argnums, args)
@@ -50,12 +53,12 @@ def on_arrays(
   shapes = tuple((jnp.shape(x), jnp.result_type(x)) for x in leaves)
   what = engine, graph, whole, shapes
   if any(isinstance(x, Tracer) for x in jax.tree.leaves(values)):
-    return graph, _found(*what, *values)
+    return graph, then(_found(*what, *values))
   # Where somebody else traces, what is known is computed at once.
   with jax.ensure_compile_time_eval() if is_traced_here() else contextlib.nullcontext():
     if len(graph.nodes) > ONE_PROGRAM_UP_TO or not _is_hashable((graph, whole)):
-      return graph, _found(*what, *values)
-    return graph, _found_fast(*what, *values)
+      return graph, then(_found(*what, *values))
+    return graph, then(_found_fast(*what, *values))
 
 
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:

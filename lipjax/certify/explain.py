@@ -18,7 +18,7 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Facts
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.linear import compute_norms
-from lipjax.certify.lipschitz import engines
+from lipjax.certify.lipschitz import engines, finished
 from lipjax.certify.maps import Known, gains, live, norms_of
 
 
@@ -111,7 +111,8 @@ def explain(
   """
 
   def explained(*args: Any) -> Explanation:
-    found = on_arrays(_numbers, fn, argnums, args, radius, box)
+    then = lambda found: (found[0], finished("default", found[1]))
+    found = on_arrays(_numbers, fn, argnums, args, radius, box, then)
     if found is None:
       return Explanation((), {"product": 0.0})
     graph, result = found
@@ -126,7 +127,7 @@ def explain(
   return explained
 
 
-def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, jax.Array]]:
+def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, Any]]:
   """Of each step what is known; and the bounds of the whole."""
   known = Known(graph.nodes, facts)
   outputs = list(dict.fromkeys(graph.outputs))
@@ -143,7 +144,7 @@ def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, jax.Array
     }
     for i in order
   ]
-  return steps, engines(graph, facts)
+  return steps, engines("default")(graph, facts)
 
 
 def _width(facts: Facts) -> Any:

@@ -45,7 +45,6 @@ class LinearPart:
     magnitude: as `apply`, with absolute values of all coefficients; None if not known.
     weight: what a later scaling of the result can be folded into.
     is_selection: whether each entry of the result is one entry of a parent, or 0.
-    is_exact: whether the coefficients are the function's own and no products of them.
     lost: at least the norm of what coefficients lost by being too small, beyond the relative
       error of `roundings`; None if they are exact or were too small before.
   """
@@ -57,7 +56,6 @@ class LinearPart:
   magnitude: Callable[..., jax.Array] | None = None
   weight: Any = None
   is_selection: bool = False
-  is_exact: bool = True
   lost: Any = None
 
 

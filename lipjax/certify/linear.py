@@ -206,7 +206,6 @@ def dot_part(
     roundings=max(math.prod(weight.shape[i] for i in axes) for axes in (free, contract)),
     magnitude=functools.partial(product, jnp.abs(weight)),
     weight=Weight(weight, features, part, lost),
-    is_exact=n_folded == 0,
     lost=lost if n_folded else None,
   )
 
@@ -251,7 +250,6 @@ def convolution_part(
     roundings=max(math.prod(weight.shape) // weight.shape[i] for i in rhs[:2]),
     magnitude=functools.partial(product, jnp.abs(weight)),
     weight=Weight(weight, tuple(features), part, lost),
-    is_exact=n_folded == 0,
     lost=lost if n_folded else None,
   )
 

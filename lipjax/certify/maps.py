@@ -183,7 +183,7 @@ def of_source(known: Known, source: int, way: Way, bounds: Mapping[int, Any]) ->
   part = known.part(source)
   if not isinstance(part, ScalarPart):
     return way, bounds[source]
-  half, moved = _half_range(part), bounds[known.parents(source)[0]]
+  half, moved = half_slope(part), bounds[known.parents(source)[0]]
   if half.ndim and isinstance(way, Rows):
     return way.scaled(half), moved
   return way, times_above(moved, jnp.max(half, initial=0))
@@ -209,21 +209,11 @@ def backward(
       ways[parent] = _joined(ways[parent], earlier) if parent in ways else earlier
 
 
-def rows_to_source(known: Known, target: int) -> tuple[Rows | None, int]:
-  """The matrix from the one source of a chain's node to it, and the source; None if too large."""
-  matrix: Rows | None = identity_rows(known.nodes[target])
-  i = target
-  while isinstance(known.part(i), LinearPart) and matrix is not None:
-    matrix = rows_back(known, i, 0, matrix)
-    i = known.parents(i)[0]
-  return matrix, i
-
-
 def rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
   """The matrix from the k-th parent of a node on; None if it is too large."""
   part = known.part(i)
   if isinstance(part, ScalarPart):
-    return matrix.scaled(_middle(part))
+    return matrix.scaled(middle_slope(part))
   parents = [known.nodes[p] for p in known.parents(i)]
   if matrix.n_rows * parents[k].size > ENTRIES_UP_TO:
     return None
@@ -238,15 +228,15 @@ def _step_back(known: Known, i: int, k: int, way: Way) -> Way:
     return earlier
   part = known.part(i)
   if isinstance(part, ScalarPart):
-    gain = jnp.max(jnp.abs(_middle(part)), initial=0)
+    gain = jnp.max(jnp.abs(middle_slope(part)), initial=0)
   else:
     gain = _linear(part).norms[k]()
   return times_above(_norm(way), gain)
 
 
-def _half_range(part: ScalarPart) -> jax.Array:
+def half_slope(part: ScalarPart) -> jax.Array:
   """How far slopes are from the middle one."""
-  middle = _middle(part)
+  middle = middle_slope(part)
   half = up(jnp.maximum(part.upper - middle, middle - part.lower), 2)
   # A difference can be too small to be normal.
   return jnp.where(part.lower < part.upper, jnp.maximum(half, tiny(half.dtype)), half)
@@ -262,7 +252,8 @@ def _norm(way: Way) -> jax.Array:
   return way.norm() if isinstance(way, Rows) else way
 
 
-def _middle(part: ScalarPart) -> Any:
+def middle_slope(part: ScalarPart) -> Any:
+  """Between the smallest and the largest."""
   return (part.lower + part.upper) / 2
 
 

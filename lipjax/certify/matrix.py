@@ -23,7 +23,7 @@ STACKED_UP_TO = 2**14
 def identity_rows(node: Node) -> Rows:
   """Of the target itself."""
   eye = jnp.eye(node.size, dtype=node.wide).reshape((node.size, *node.shape))
-  return Rows(eye, jnp.zeros((), node.wide), is_selection=True, is_exact=True)
+  return Rows(eye, jnp.zeros((), node.wide), is_selection=True)
 
 
 class Measured(NamedTuple):
@@ -40,7 +40,6 @@ class Rows:
     value: as computed, ``(rows, *shape of the node)``.
     error: at least the norm of what rounding did to it.
     is_selection: whether each row holds one 1, so that a product with it rounds nothing.
-    is_exact: whether the value is the exact matrix.
   """
 
   def __init__(
@@ -50,10 +49,9 @@ class Rows:
     size: jax.Array | None = None,
     *,
     is_selection: bool = False,
-    is_exact: bool = False,
   ):
     self.value, self.error, self._size = value, error, size
-    self.is_selection, self.is_exact = is_selection, is_exact
+    self.is_selection = is_selection
 
   @property
   def n_rows(self) -> int:
@@ -109,7 +107,6 @@ class Rows:
       value,
       error,
       is_selection=self.is_selection and part.is_selection,
-      is_exact=self.is_exact and not rounds and part.is_exact,
     )
 
 

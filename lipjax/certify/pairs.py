@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from lipjax.certify.bounds.chain import chain_upper_bounds
+from lipjax.certify.bounds.effort import Effort, check_effort, is_worth, steps_for
+from lipjax.certify.bounds.ellipsoid import ellipsoid_pairs
 from lipjax.certify.bounds.graph import liplt_bounds
-from lipjax.certify.bounds.reading import as_chain
+from lipjax.certify.bounds.layers import Layers, layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LinearPart
 from lipjax.certify.graph import Graph
@@ -32,13 +32,8 @@ from lipjax.certify.maps import (
 from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.operators.products import compute_dtype
-from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import flushed, times_above
-
-#: ECLipsE looks at every pair by itself, if there are at most so many …
-CHAIN_PAIRS_UP_TO = 1024
-#: … and at so many at a time.
-CHAIN_PAIRS_AT_ONCE = 64
 
 
 def margin_upper_bounds(
@@ -47,6 +42,7 @@ def margin_upper_bounds(
   *,
   radius: Any | None = None,
   box: tuple[Any, Any] | None = None,
+  effort: Effort = "default",
 ) -> Callable[..., jax.Array]:
   r"""A function of the same arguments that bounds how fast the logits of `fn` part.
 
@@ -61,9 +57,8 @@ def margin_upper_bounds(
 
   **Cost.** About one `lipschitz_upper_bound`, and n²m operations for n classes and a map from
   m entries. A map with more than 1024 classes or 2²² numbers is not looked at: there a pair
-  counts as √2 times its norm. On a chain of matrices ECLipsE-Fast runs for each pair, for up
-  to 45 classes; that cost little for layers of width 256, and for ten classes and widths up
-  to 128, whose layers are computed as one stack, 10 to 20 times as much as one bound.
+  counts as √2 times its norm. One ellipsoid does for all pairs; with ``effort="tight"`` each
+  pair has its own, which costs as much for each as a bound does.
 
   Guarantee: upper bounds, under the conditions of `lipschitz_upper_bound`, rounding in
   computing them included; at most √2 times its bound, but for rounding.
@@ -75,6 +70,7 @@ def margin_upper_bounds(
     radius: as in `lipschitz_upper_bound`; a radius that follows from the result is then
       certified up to this one only.
     box: likewise.
+    effort: likewise.
 
   Returns:
     A function of `fn`'s arguments with an array (classes, classes), float32 or wider,
@@ -109,33 +105,46 @@ def margin_upper_bounds(
 
   def bounds(*args: Any) -> jax.Array:
     logits_of = lambda *args: _logits(fn(*args))
-    found = on_arrays(_pairs, logits_of, argnums, args, radius, box)
+    then = functools.partial(_finished, effort)
+    found = on_arrays(_pairs(effort), logits_of, argnums, args, radius, box, then)
     if found is None:  # they do not depend on what moves
       logits = jax.eval_shape(lambda: logits_of(*args))
       return jnp.zeros((logits.size, logits.size), compute_dtype(logits.dtype))
     pairs = found[1]
     return jnp.where(jnp.eye(len(pairs), dtype=bool), 0, pairs)
 
+  check_effort(effort)
   return bounds
 
 
-def _pairs(graph: Graph, facts: list[Facts]) -> jax.Array:
-  """For all pairs of entries of the one output."""
-  known, (logits,) = Known(graph.nodes, facts), graph.outputs
-  order = live(known, [logits])
-  compute_norms(norms_of(known, order))
-  of_nodes = liplt_bounds(known, order, [logits])
-  ways = [
-    _of_any(graph.nodes[logits].size, of_nodes[logits]),
-    _from_last_layer(known, logits, of_nodes),
-    _liplt(known, logits, order, of_nodes),
-  ]
-  chain = as_chain(known, order, [logits])
-  if chain is not None and len(chain[0]) > 1:
-    ways.append(_from_chain(*chain))
-  found = functools.reduce(jnp.fmin, ways)
+# The same function for the same effort: it is a part of the key of compiled programs.
+@functools.cache
+def _pairs(effort: Effort) -> Callable[[Graph, list[Facts]], tuple[jax.Array, Layers | None]]:
+  def pairs(graph: Graph, facts: list[Facts]) -> tuple[jax.Array, Layers | None]:
+    """For all pairs of entries of the one output; and layers for better ones."""
+    known, (logits,) = Known(graph.nodes, facts), graph.outputs
+    order = live(known, [logits])
+    compute_norms(norms_of(known, order))
+    of_nodes = liplt_bounds(known, order, [logits])
+    ways = [
+      _of_any(graph.nodes[logits].size, of_nodes[logits]),
+      _from_last_layer(known, logits, of_nodes),
+      _liplt(known, logits, order, of_nodes),
+    ]
+    is_wanted = functools.partial(is_worth, effort)
+    layers = layers_of(known, order, [logits], of_nodes, is_wanted=is_wanted)
+    return functools.reduce(jnp.fmin, ways), layers
+
+  return pairs
+
+
+def _finished(effort: Effort, found: tuple[jax.Array, Layers | None]) -> jax.Array:
+  pairs, layers = found
+  if layers is not None and len(pairs) > 1:
+    steps = steps_for(effort, layers.widths)
+    pairs = jnp.fmin(pairs, ellipsoid_pairs(layers, len(pairs), steps, effort == "tight"))
   # A bound that overflowed says nothing.
-  return jnp.where(jnp.isnan(found), jnp.inf, found)
+  return jnp.where(jnp.isnan(pairs), jnp.inf, pairs)
 
 
 def _logits(results: Any) -> jax.Array:
@@ -201,33 +210,3 @@ def _distances(rows: jax.Array, error: jax.Array) -> jax.Array:
     return gram_upper_bound((rows - row)[:, None])
 
   return up(lax.map(of_class, rows) + math.sqrt(2) * (error + flushed(rows)))
-
-
-def _from_chain(weights: tuple[jax.Array, ...], slopes: tuple[tuple[Any, Any], ...]) -> jax.Array:
-  """ECLipsE of the chains that end with a pair's difference, and √2 of the whole chain's best."""
-  n = weights[-1].shape[0]
-  whole = chain_upper_bounds(weights, slopes)
-  bounds = _of_any(n, functools.reduce(jnp.fmin, whole.values()))
-  i, j = np.nonzero(np.triu(np.ones((n, n), bool), 1))
-  if not 0 < len(i) <= CHAIN_PAIRS_UP_TO:
-    return bounds
-  *earlier, last = weights
-  # An entry of a difference is off by a factor of 1 ± u: the function before has it.
-  lost = 2 * unit_roundoff(last.dtype)
-  low, high = slopes[-1]
-  slopes = (*slopes[:-1], (low - lost * abs(low), high + lost * abs(high)))
-  found = _of_rows((*earlier, last[i] - last[j]), slopes)
-  # Differences that are too small to be normal are not in it.
-  found = jnp.fmin(jnp.where(flushed(last) > 0, jnp.inf, found), bounds[i, j])
-  return bounds.at[i, j].set(found).at[j, i].set(found)
-
-
-def _of_rows(weights: Any, slopes: Any) -> jax.Array:
-  """ECLipsE for each row of the last weight; other engines' results are not used, nor computed."""
-  *earlier, rows = weights
-
-  def of_row(row):
-    bounds = chain_upper_bounds((*earlier, row[None]), slopes)
-    return bounds.get("eclipse", jnp.full((), jnp.inf, row.dtype))
-
-  return lax.map(of_row, rows, batch_size=CHAIN_PAIRS_AT_ONCE)

@@ -238,5 +238,5 @@ def linear_node(
     0.000
   """
   del aval
-  part = LinearPart(apply, (lambda: norm,), roundings=int(terms), is_exact=False)
+  part = LinearPart(apply, (lambda: norm,), roundings=int(terms))
   return Depends(part, (node.place,))

@@ -49,8 +49,7 @@ class BoundMethod(enum.IntEnum):
   KRYLOV = 6
   PRODUCT = 7
   LIPLT = 8
-  MAGNITUDE = 9
-  ECLIPSE = 10
+  ELLIPSOID = 9
 
 
 class Bounds(NamedTuple):

@@ -45,7 +45,7 @@ def triangular_solve(node: Node, matrix: Operand, x: Operand) -> Depends:
   options |= {"conjugate_a": False, "unit_diagonal": p["unit_diagonal"]}
   apply = lambda b: jax.lax.linalg.triangular_solve(a.astype(b.dtype), b, **options)
   norm, lost = _inverse_norm(triangle.reshape((-1, n, n)))
-  part = LinearPart(apply, (lambda: norm,), roundings=4 * n + 16, is_exact=False, lost=lost)
+  part = LinearPart(apply, (lambda: norm,), roundings=4 * n + 16, lost=lost)
   return Depends(part, (x.place,))
 
 

@@ -129,7 +129,6 @@ def _around_point(
     (lambda: norm,),
     roundings=3 * n + 8,
     magnitude=functools.partial(apply, sign=1),
-    is_exact=False,
   )
   return linear, functools.cache(rest)
 

@@ -53,7 +53,6 @@ def softmax(node: Node, z: Operand) -> Depends:
     (lambda: up(jnp.max(p, initial=0) + jnp.max(jnp.abs(total(p) - 1), initial=0), p.size),),
     roundings=2 * _n_along(z.shape, axes) + 6,
     magnitude=lambda x: p * x + p * total(p * x),
-    is_exact=False,
   )
   return Depends(LipschitzPart((slope,), linear=linear, rest=functools.cache(rest)), (z.place,))
 

@@ -45,7 +45,6 @@ def of_two(
     tuple(functools.partial(up, jnp.asarray(c), 64) for c in constants),
     roundings=2 * terms + 2,
     magnitude=around(*map(jnp.abs, middles)),
-    is_exact=False,
   )
   away = lambda: [_distance(x, middle) for x, middle in zip(nodes, middles, strict=True)]
   rest = functools.cache(lambda: tuple(away()[::-1]))

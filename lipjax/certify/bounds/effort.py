@@ -1,0 +1,33 @@
+"""How much work a bound is worth, in a word."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+Effort = Literal["fast", "default", "tight"]
+#: Operations by default: about a second of a laptop's.
+OPERATIONS = 2e10
+#: Of a step of gradient descent, in cubes of a layer's width.
+OPERATIONS_A_STEP = 40
+
+
+def check_effort(effort: str) -> None:
+  """Raises a `ValueError` for another word."""
+  if effort not in ("fast", "default", "tight"):
+    msg = f"effort is {effort!r}; expected 'fast', 'default' or 'tight'."
+    raise ValueError(msg)
+
+
+def is_worth(effort: Effort, widths: Sequence[int]) -> bool:
+  """Whether there is time for an ellipsoid of layers of such widths."""
+  return effort == "tight" or (effort == "default" and _affordable(widths) > 0)
+
+
+def steps_for(effort: Effort, widths: Sequence[int]) -> int:
+  """Steps of gradient descent on an ellipsoid."""
+  return 300 if effort == "tight" else min(_affordable(widths), 20)
+
+
+def _affordable(widths: Sequence[int]) -> int:
+  return int(OPERATIONS / OPERATIONS_A_STEP / sum(width**3 for width in widths))

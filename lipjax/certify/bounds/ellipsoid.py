@@ -1,0 +1,208 @@
+"""The ellipsoid engine: multipliers, improved by gradient descent, and the bound they give."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from lipjax.certify.bounds import covariance
+from lipjax.certify.bounds.layers import Layer, Layers, over_layers
+from lipjax.certify.fast import fast_jit
+from lipjax.measure.gram import gram_upper_bound
+from lipjax.measure.scaling import nonzero
+from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.powers import times_power_of_two
+
+#: Of Adam, with a cosine schedule: what took the fewest steps on a dozen networks.
+RATE, MOMENTS = 0.2, (0.8, 0.95)
+#: The share of their limit that multipliers start at, before the logistic function.
+SHARE = 0.4
+
+
+class Multipliers(NamedTuple):
+  r"""What chooses the ellipsoid after a layer.
+
+  Attributes:
+    shape: for each group the logarithm of √λ, up to a factor; there are as many as entries.
+    share: the factor as a share of its limit, before the logistic function.
+  """
+
+  shape: jax.Array
+  share: jax.Array
+
+
+@fast_jit(static_argnums=(1,))
+def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
+  """An upper bound of all outputs together, after steps of gradient descent, any number of them."""
+  layers, exponents = found
+  # Entries that fill up the width are as the last output, of which they have nothing.
+  exponents = jnp.pad(exponents, (0, len(layers[-1].matrix) - len(exponents)), mode="edge")
+  largest = jnp.max(exponents)
+  units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
+  scaled = lambda a: units[:, None] * a * units
+  multipliers = improved(layers, lambda a: jnp.log(largest_eigenvalue(scaled(a))), n_steps)
+  a = ellipsoid(layers, multipliers, is_certified=True)
+  return _bound(gram_upper_bound(scaled(a)), largest)
+
+
+@fast_jit(static_argnums=(1, 2, 3))
+def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) -> jax.Array:
+  """Upper bounds of the differences of two of n outputs, which are one node's, for all pairs.
+
+  Args:
+    found: their layers.
+    n: how many outputs there are, at least 2.
+    n_steps: of gradient descent for all pairs together.
+    is_each_alone: whether then so many for each.
+  """
+  layers, (exponent, *_) = found
+  i, j = np.triu_indices(n, 1)
+
+  def squares(a: jax.Array) -> jax.Array:
+    own = jnp.diag(a)
+    return own[i] + own[j] - 2 * a[i, j]
+
+  def certified(multipliers: list[Multipliers]) -> jax.Array:
+    a = ellipsoid(layers, multipliers, is_certified=True)
+    own = jnp.diag(a)
+    rounding = 8 * unit_roundoff(a.dtype) * (own[i] + own[j])
+    return jnp.maximum(squares(a) + rounding, jnp.finfo(a.dtype).tiny)
+
+  logs = lambda a: jnp.log(nonzero(squares(a)))
+  together = improved(layers, lambda a: jnp.mean(logs(a)), n_steps)
+  bounds = certified(together)
+  if is_each_alone:
+
+    def alone(k: jax.Array) -> jax.Array:
+      own = improved(layers, lambda a: logs(a)[k], n_steps, together)
+      return jnp.fmin(certified(own)[k], bounds[k])
+
+    bounds = lax.map(alone, jnp.arange(len(i)))
+  bounds = _bound(up(bounds), exponent)
+  pairs = jnp.zeros((n, n), bounds.dtype).at[i, j].set(bounds)
+  return pairs + pairs.T
+
+
+def _bound(square: jax.Array, exponent: jax.Array) -> jax.Array:
+  """The root, in units of a power of two."""
+  bound = times_power_of_two(up(jnp.sqrt(square)), exponent)
+  # A result too small to be normal may have become 0.
+  bound = jnp.maximum(bound, jnp.finfo(bound.dtype).tiny)
+  return jnp.where(jnp.isnan(bound), jnp.inf, bound)
+
+
+def ellipsoid(
+  layers: Sequence[Layer], multipliers: Sequence[Multipliers], *, is_certified: bool
+) -> jax.Array:
+  """A of the last layer's values."""
+
+  def step(a: jax.Array, layers: Any) -> tuple[jax.Array, None]:
+    of, layer, following = layers
+    root = roots(a, layer, of)
+    p = covariance.after(a, layer, root, is_certified=is_certified)
+    return covariance.before(p, following, is_certified=is_certified), None
+
+  start = covariance.start(layers[0], is_certified=is_certified)
+  steps = list(zip(multipliers, _functions(layers[:-1]), layers[1:], strict=True))
+  return over_layers(step, start, steps)[0]
+
+
+def improved(
+  layers: Sequence[Layer],
+  objective: Callable[[jax.Array], jax.Array],
+  n_steps: int,
+  first: list[Multipliers] | None = None,
+) -> list[Multipliers]:
+  """Multipliers that make the objective of the last A small, from the first on. No derivative."""
+  layers = lax.stop_gradient(list(layers))
+  first = first_multipliers(layers) if first is None else first
+  if n_steps == 0:
+    return first
+  adam = optax.adam(optax.cosine_decay_schedule(RATE, n_steps), *MOMENTS)
+  # One array, for which less is compiled.
+  start, unravel = ravel_pytree(first)
+
+  @jax.value_and_grad
+  def value(flat: jax.Array) -> jax.Array:
+    return objective(ellipsoid(layers, unravel(flat), is_certified=False))
+
+  def step(carry: Any, _: None) -> tuple[Any, None]:
+    now, state, best, least = carry
+    found, slopes = value(now)
+    best = jnp.where(found < least, now, best)
+    updates, state = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
+    return (optax.apply_updates(now, updates), state, best, jnp.fmin(found, least)), None
+
+  infinite = jnp.full((), jnp.inf, start.dtype)
+  carry, _ = lax.scan(step, (start, adam.init(start), start, infinite), length=n_steps)
+  return unravel(carry[2])
+
+
+def first_multipliers(layers: Sequence[Layer]) -> list[Multipliers]:
+  r"""Near those of an ellipsoid that touches the worst direction, :math:`h_i |m_i|/|u_i|`.
+
+  For how far an entry moves, u, stands how far it would if entries moved independently, and for how
+  much it counts, m, the norms of the next matrix's columns: rescaling a neuron changes nothing.
+  """
+
+  def step(squares: jax.Array, following: Any) -> tuple[jax.Array, Multipliers]:
+    layer, matrix = following
+    of_group = lambda x: jax.ops.segment_sum(x, layer.group, len(x))
+    counts = of_group(jnp.square(layer.half) * jnp.sum(jnp.square(matrix), axis=0))
+    moves = of_group(jnp.square(layer.weights) * squares)
+    ratio = jnp.sqrt(counts) / jnp.sqrt(nonzero(moves))
+    ratio = jnp.maximum(ratio, 1e-6 * nonzero(jnp.max(ratio)))
+    squares = squares * jnp.square(layer.linear) + jnp.square(layer.half) * moves[layer.group]
+    # The best share where all slopes are alike is h/(|c| + h).
+    rest = jnp.sum(jnp.abs(layer.linear) * (layer.half > 0)) / nonzero(jnp.sum(layer.half))
+    share = SHARE - jnp.log(jnp.clip(rest, 1e-2, 1e6))
+    return covariance.dot(jnp.square(matrix), squares), Multipliers(jnp.log(ratio) / 2, share)
+
+  start = jnp.sum(jnp.square(layers[0].matrix), axis=1)
+  matrices = [layer.matrix for layer in layers[1:]]
+  return over_layers(step, start, list(zip(_functions(layers[:-1]), matrices, strict=True)))[1]
+
+
+def roots(a: jax.Array, layer: Layer, multipliers: Multipliers) -> jax.Array:
+  r""":math:`\sqrt\lambda` for each entry, with B below the identity; 0 where a group has no h."""
+  is_free = jax.ops.segment_max(layer.half, layer.group, len(a)) > 0
+  root = jnp.where(is_free, jnp.exp(multipliers.shape), 0)[layer.group]
+  b = covariance.b_of(a, root * layer.weights)
+  limit = 1 - float(jnp.finfo(a.dtype).eps) ** 0.5
+  share = limit * jax.nn.sigmoid(multipliers.share)
+  return jnp.sqrt(share / jnp.maximum(largest_eigenvalue(b), 1e-12)) * root
+
+
+def largest_eigenvalue(b: jax.Array) -> jax.Array:
+  """Close to that of a symmetric positive matrix, and above it; differentiable.
+
+  The norm of Schatten of order 64, with the derivative of a Rayleigh quotient.
+  """
+
+  def square(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    power, above = carry
+    power = covariance.dot(power, power)
+    norm = nonzero(jnp.sqrt(jnp.sum(jnp.square(power))))
+    return power / norm, above + jnp.log(norm) / 2.0 ** (k + 1)
+
+  fixed = lax.stop_gradient(b)
+  norm = nonzero(jnp.sqrt(jnp.sum(jnp.square(fixed))))
+  power, above = lax.fori_loop(0, 5, square, (fixed / norm, jnp.log(norm)))
+  top = jnp.sum(power, axis=1)
+  top = power @ jnp.where(jnp.any(top != 0), top, 1)
+  top = top / nonzero(jnp.sqrt(jnp.sum(jnp.square(top))))
+  quotient = top @ covariance.dot(b, top)
+  return quotient * lax.stop_gradient(jnp.exp(above) / nonzero(quotient))
+
+
+def _functions(layers: Sequence[Layer]) -> list[Layer]:
+  """Layers without matrices: the same shapes also for the first one."""
+  return [layer._replace(matrix=None, lost=None) for layer in layers]

@@ -1,0 +1,253 @@
+"""The ellipsoid engine: never below a slope, near the semidefinite program's optimum."""
+
+import itertools
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import FLOAT, X64, normal, top_sigma
+
+import lipjax
+from lipjax.certify.lipschitz import bounds_by_engine
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "lipsdp"
+WIDTHS = ((16, 16, 16, 16, 16), (3, 12, 9, 14, 2), (1, 1, 1, 1, 1), (13, 1, 16, 1, 9))
+
+
+def network(seed, widths, scales=(1.0,) * 8):
+  pairs = zip(widths[:-1], widths[1:], scales, strict=False)
+  return [
+    normal(seed + i, (n, m), FLOAT, scale / math.sqrt(m)) for i, (m, n, scale) in enumerate(pairs)
+  ]
+
+
+def leaky(low, high):
+  """A function of slopes between two numbers, or vectors, that has both."""
+  return lambda u: jnp.where(u > 0, high * u, low * u)
+
+
+def apply(weights, functions, x):
+  for w, function in zip(weights[:-1], functions, strict=True):
+    x = function(w @ x)
+  return weights[-1] @ x
+
+
+def apply_relu(weights, x):
+  return apply(weights, [jax.nn.relu] * (len(weights) - 1), x)
+
+
+def relu_bound(weights, effort="default"):
+  x = jnp.zeros(weights[0].shape[1], FLOAT)
+  return float(bounds_by_engine(apply_relu, 1, (weights, x), effort=effort)["ellipsoid"])
+
+
+def steepest(seed, weights, slopes, n=300):
+  """The largest norm of Jacobians with slopes at random ends."""
+  rng = np.random.default_rng(seed)
+  weights = [np.asarray(w, np.float64) for w in weights]
+  total = np.broadcast_to(weights[0], (n, *weights[0].shape))
+  for w, (low, high) in zip(weights[1:], slopes, strict=True):
+    low, high = (np.broadcast_to(np.asarray(x, np.float64), w.shape[1]) for x in (low, high))
+    # The first one has all of the upper ends.
+    at_top = rng.uniform(size=(n, w.shape[1])) < np.linspace(1, 0, n)[:, None]
+    total = w @ (np.where(at_top, high, low)[..., None] * total)
+  return top_sigma(total).max()
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("effort", ["default", "tight"])
+def test_relu_networks(widths, effort):
+  for seed in range(0, 30, 10):
+    weights = network(seed, widths)
+    found = relu_bound(weights, effort)
+    truth = steepest(seed, weights, [(0.0, 1.0)] * 3)
+    assert truth * (1 - 1e-12) <= found <= 2 * truth
+
+
+@pytest.mark.parametrize("low", [0.0, -0.5])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_slopes_of_every_neuron(widths, low):
+  rng, weights, slopes = np.random.default_rng(1), network(1, widths), []
+  for n in widths[1:-1]:
+    ends = np.sort(rng.uniform(low, 1.5, (2, n)) * (rng.uniform(size=n) < 0.9), axis=0)
+    slopes.append(tuple(map(jnp.asarray, ends.astype(np.float32))))
+  fn = lambda x: apply(weights, [leaky(*ends) for ends in slopes], x)
+  found = float(bounds_by_engine(fn, 0, (jnp.zeros(widths[0], FLOAT),))["ellipsoid"])
+  assert found >= steepest(1, weights, slopes) * (1 - 1e-12)
+  liplt = lipjax.lipschitz_upper_bound(fn, effort="fast")(jnp.zeros(widths[0], FLOAT))
+  assert found <= 1.001 * liplt
+
+
+@pytest.mark.parametrize(
+  "scales", [(1e15, 1e-15, 1e10, 1e-10), (1e-15, 1e-5, 1e5, 1e15), (1e-8,) * 4, (1e8,) * 4]
+)
+def test_scales_change_nothing(scales):
+  plain = relu_bound(network(3, WIDTHS[1]))
+  found = relu_bound(network(3, WIDTHS[1], scales=scales))
+  np.testing.assert_allclose(found, plain * math.prod(scales), rtol=5e-3)
+
+
+def test_rescaled_neurons_change_nothing():
+  weights = network(3, WIDTHS[1])
+  factors = [2.0 ** normal(i, (n,), FLOAT, 4).round() for i, n in enumerate(WIDTHS[1][1:-1])]
+  rescaled = list(weights)
+  for i, by in enumerate(factors):
+    rescaled[i], rescaled[i + 1] = by[:, None] * rescaled[i], rescaled[i + 1] / by
+  np.testing.assert_allclose(relu_bound(rescaled), relu_bound(weights), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+  "weights",
+  [
+    [jnp.ones((n, m), FLOAT) for m, n in itertools.pairwise(WIDTHS[1])],
+    [jnp.eye(9, dtype=FLOAT)] * 4,
+    [jnp.outer(normal(0, (9,)), normal(1, (9,)))] * 4,
+    [jnp.tile(normal(0, (1, 9)), (9, 1))] * 4,
+    [jnp.diag(10.0 ** jnp.linspace(-15, 0, 9).astype(FLOAT))] * 4,
+  ],
+  ids=["ones", "identities", "rank one", "rows alike", "ill-conditioned"],
+)
+def test_degenerate_weights(weights):
+  found = bounds_by_engine(apply_relu, 1, (weights, jnp.zeros(weights[0].shape[1], FLOAT)))
+  truth = steepest(0, weights, [(0.0, 1.0)] * (len(weights) - 1))
+  assert truth * (1 - 1e-12) <= found["ellipsoid"] <= found["product"] * 2
+
+
+def test_wide_layers_lose_little_to_rounding():
+  weights = network(0, (512, 512, 512, 3))
+  truth = steepest(0, weights, [(0.0, 1.0)] * 2, n=20)
+  assert truth <= relu_bound(weights) <= 2.2 * truth
+
+
+@pytest.mark.parametrize("where", range(4))
+def test_zero_weights(where):
+  weights = network(6, WIDTHS[1])
+  weights[where] = 0 * weights[where]
+  assert relu_bound(weights) < 1e-5
+  fn = lambda x: apply(weights, [jax.nn.relu] * 3, x)
+  assert lipjax.lipschitz_upper_bound(fn)(jnp.ones(3, FLOAT)) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(bad):
+  weights = network(6, WIDTHS[1])
+  weights[2] = weights[2].at[0, 0].set(bad)
+  assert relu_bound(weights) == np.inf
+
+
+def test_results_out_of_range():
+  huge = relu_bound(network(3, WIDTHS[0], (1e30,) * 4 if not X64 else (1e300,) * 4))
+  small = relu_bound(network(3, WIDTHS[0], (1e-30,) * 4 if not X64 else (1e-300,) * 4))
+  # An upper bound must not be 0.
+  assert huge == np.inf
+  assert 0 < small < 1e-37
+
+
+@pytest.mark.parametrize(
+  ("file", "lower", "default", "tight"),
+  [("random_weights.mat", 36.4822, 36.56, 36.49), ("mnist_weights.mat", 24.2992, 24.6, 24.45)],
+)
+def test_published_networks(file, lower, default, tight):
+  # Fazlyab et al. (2019), LipSDP: 36.482 and 24.366 are the program's optima.
+  loadmat = pytest.importorskip("scipy.io").loadmat
+  if not (DATA / file).exists():
+    pytest.skip(f"needs {DATA / file}")
+  weights = [jnp.asarray(w, FLOAT) for w in loadmat(DATA / file)["weights"].ravel()]
+  assert lower <= relu_bound(weights) <= default
+  assert lower <= relu_bound(weights, "tight") <= tight
+
+
+def residual(weights, x):
+  for v, w in zip(weights[::2], weights[1::2], strict=True):
+    x = x + v @ jnp.tanh(w @ x)
+  return x
+
+
+def gated(weights, x):
+  u = weights[0] @ x
+  return weights[1] @ (jnp.tanh(u) * jax.nn.sigmoid(weights[2] @ x)) + u
+
+
+def attention(weights, x):
+  x = x.reshape((4, 4))
+  q, k, v = (x @ w[:4, :4] for w in weights[:3])
+  return x + jax.nn.softmax(q @ k.T / 2, axis=-1) @ v
+
+
+def two_ends(weights, x):
+  u = jax.nn.relu(weights[0] @ x)
+  return u, jax.nn.softplus(weights[1] @ u) - x
+
+
+def shared(weights, x):
+  u = jnp.maximum(weights[0] @ x, weights[1] @ x)
+  return jnp.sort(weights[2] @ u) + jnp.sin(u[::-1])
+
+
+@pytest.mark.parametrize(
+  ("fn", "radius"),
+  [
+    (residual, None),
+    (two_ends, None),
+    (shared, None),
+    (gated, 0.3),
+    (attention, 0.3),
+    (residual, 0.1),
+    (two_ends, 0.1),
+  ],
+)
+def test_graphs_with_branches(fn, radius):
+  weights = [normal(i, (16, 16), FLOAT, 1.5 / 4) for i in range(4)]
+  x = normal(9, (16,), FLOAT, 0.5)
+  found = bounds_by_engine(fn, 1, (weights, x), radius, effort="tight")["ellipsoid"]
+  lower = lipjax.lipschitz_lower_bound(fn, 1, radius=radius)(weights, x)
+  assert lower <= found <= 6 * lower
+
+
+def test_a_ball_in_which_no_neuron_switches():
+  weights = network(4, WIDTHS[0])
+  fn = lambda x: apply(weights, [lambda u: jax.nn.relu(u + 100) - 100] * 3, x)
+  truth = top_sigma(np.linalg.multi_dot([np.asarray(w, np.float64) for w in weights[::-1]]))
+  found = bounds_by_engine(fn, 0, (jnp.zeros(16, FLOAT),), 0.1)["ellipsoid"]
+  np.testing.assert_allclose(found, truth, rtol=1e-3)
+  assert found >= truth
+
+
+def test_nearly_linear_networks():
+  weights = network(5, WIDTHS[0])
+  truth = top_sigma(np.linalg.multi_dot([np.asarray(w, np.float64) for w in weights[::-1]]))
+  fn = lambda x: apply(weights, [leaky(0.98, 1.0)] * 3, x)
+  found = bounds_by_engine(fn, 0, (jnp.zeros(16, FLOAT),))["ellipsoid"]
+  assert truth <= found <= 1.1 * truth
+
+
+def test_jit_vmap_and_derivatives():
+  nets = [network(seed, (4, 6, 4)) for seed in range(3)]
+  stacks = [jnp.stack(ws) for ws in zip(*nets, strict=True)]
+  fn = lambda weights, x: apply(weights, [jax.nn.relu], x)
+  bound = lambda weights: lipjax.lipschitz_upper_bound(fn, 1)(weights, jnp.zeros(4, FLOAT))
+  found = jax.jit(jax.vmap(bound))(stacks)
+  np.testing.assert_allclose(found, [bound(net) for net in nets], rtol=1e-3)
+  slopes = jax.grad(bound)(nets[0])
+  # A bound of twice the weights in a layer is twice as large, whatever the multipliers are.
+  for w, slope in zip(nets[0], slopes, strict=True):
+    np.testing.assert_allclose(jnp.vdot(w, slope), found[0], rtol=1e-2)
+
+
+def test_more_effort_is_tighter():
+  weights = network(0, (8, 32, 32, 32, 4))
+  fn = lambda x: apply(weights, [jax.nn.relu] * 3, x)
+  x = jnp.zeros(8, FLOAT)
+  fast, default, tight = (
+    float(lipjax.lipschitz_upper_bound(fn, effort=effort)(x))
+    for effort in ("fast", "default", "tight")
+  )
+  assert steepest(0, weights, [(0.0, 1.0)] * 3) <= tight <= default <= fast
+  assert tight < 0.9 * fast
+  with pytest.raises(ValueError, match="effort is 'most'; expected 'fast'"):
+    lipjax.lipschitz_upper_bound(fn, effort="most")
+  bounds = lipjax.lipschitz_bounds(fn, effort="tight")(x)
+  assert bounds.names == "ellipsoid"
