@@ -19,7 +19,7 @@ from lipjax.certify.facts import Facts
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.linear import compute_norms
 from lipjax.certify.lipschitz import engines, finished
-from lipjax.certify.maps import Known, gains, live, norms_of
+from lipjax.certify.maps import Known, gains, hypotenuse, live, norms_of
 
 
 class ExplanationStep(NamedTuple):
@@ -144,7 +144,8 @@ def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, Any]]:
     }
     for i in order
   ]
-  return steps, engines("default")(graph, facts)
+  whole = hypotenuse([bounds[i] for i in graph.outputs])
+  return steps, engines("default")(graph, facts) | {"liplt": whole}
 
 
 def _width(facts: Facts) -> Any:

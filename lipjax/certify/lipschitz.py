@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lipjax.certify.bounds.effort import Effort, check_effort, is_worth, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
 from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
-from lipjax.certify.bounds.layers import layers_of
+from lipjax.certify.bounds.layout import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LipschitzPart
 from lipjax.certify.graph import Graph

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.bounds.effort import Effort, check_effort, is_worth, steps_for
-from lipjax.certify.bounds.ellipsoid import ellipsoid_pairs
+from lipjax.certify.bounds.ellipsoid import ellipsoid_bound, ellipsoid_pairs
 from lipjax.certify.bounds.graph import liplt_bounds
-from lipjax.certify.bounds.layers import Layers, layers_of
+from lipjax.certify.bounds.layers import Layers
+from lipjax.certify.bounds.layout import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LinearPart
 from lipjax.certify.graph import Graph
@@ -141,8 +142,10 @@ def _pairs(effort: Effort) -> Callable[[Graph, list[Facts]], tuple[jax.Array, La
 def _finished(effort: Effort, found: tuple[jax.Array, Layers | None]) -> jax.Array:
   pairs, layers = found
   if layers is not None and len(pairs) > 1:
-    steps = steps_for(effort, layers.widths)
-    pairs = jnp.fmin(pairs, ellipsoid_pairs(layers, len(pairs), steps, effort == "tight"))
+    steps, n = steps_for(effort, layers.widths), len(pairs)
+    pairs = jnp.fmin(pairs, ellipsoid_pairs(layers, n, steps, effort == "tight"))
+    # What is best for pairs on average need not be for each of them.
+    pairs = jnp.fmin(pairs, _of_any(n, ellipsoid_bound(layers, steps)))
   # A bound that overflowed says nothing.
   return jnp.where(jnp.isnan(pairs), jnp.inf, pairs)
 

@@ -57,7 +57,7 @@ def test_tasks_of_a_small_network(monkeypatch):
   certify.show(result)
   row = result["rows"]["small"]
   values = row["values"]
-  assert set(values["engines"]) == {"product", "liplt", "eclipse", "magnitude"}
+  assert set(values["engines"]) == {"product", "ellipsoid"}
   assert 0 < values["lower"] <= values["upper"] == min(values["engines"].values())
   assert values["engines"]["product"] == pytest.approx(
     row["peers"]["product of norms, SVD in float64"], rel=1e-3

@@ -49,8 +49,8 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from lipjax.certify.bounds.layers import Layer
-from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.numbers import times_above
 from lipjax.rounding.products import (
   frobenius,
   product,
@@ -77,8 +77,9 @@ def after(a: jax.Array, layer: Layer, root: jax.Array, *, is_certified: bool) ->
     root: :math:`\sqrt{\lambda}` for each entry, the same ones in a group.
     is_certified: whether with what rounding costs.
   """
-  own = jnp.where(layer.half > 0, jnp.square(layer.half / nonzero(root)), 0)
-  p = _scaled(_raised(is_certified, a, up(root * layer.weights, 2)), layer.linear)
+  # Without a multiplier nothing is known of what is there.
+  own = jnp.square(layer.half / jnp.where(layer.half > 0, root, 1))
+  p = _scaled(_raised(is_certified, a, times_above(root, layer.weights)), layer.linear)
   if not is_certified:
     return p + jnp.diag(own)
   # Of three products and a sum.
@@ -137,8 +138,9 @@ def _(is_certified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
 def _enlarged(x: jax.Array, by: Any) -> jax.Array:
   """A symmetric matrix plus at least `by` times the identity, and what rounding of it costs."""
   x = (x + x.T) / 2
-  rounding = 4 * unit_roundoff(x.dtype) * frobenius(x)
-  by = lax.stop_gradient(up(by + rounding) + underflow(4, x.shape, x.dtype))
+  size = frobenius(x)
+  by = by + 4 * unit_roundoff(x.dtype) * size + underflow(4, x.shape, x.dtype) * (1 + size)
+  by = lax.stop_gradient(up(by))
   return x + by * jnp.eye(len(x), dtype=x.dtype)
 
 

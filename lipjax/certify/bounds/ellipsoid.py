@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.powers import times_power_of_two
+from lipjax.rounding.products import underflow
 
 #: Of Adam, with a cosine schedule: what took the fewest steps on a dozen networks.
 RATE, MOMENTS = 0.2, (0.8, 0.95)
@@ -50,7 +50,8 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   scaled = lambda a: units[:, None] * a * units
   multipliers = improved(layers, lambda a: jnp.log(largest_eigenvalue(scaled(a))), n_steps)
   a = ellipsoid(layers, multipliers, is_certified=True)
-  return _bound(gram_upper_bound(scaled(a)), largest)
+  square = gram_upper_bound(scaled(a)) + underflow(1, a.shape, a.dtype)
+  return _bound(up(square), largest)
 
 
 @fast_jit(static_argnums=(1, 2, 3))

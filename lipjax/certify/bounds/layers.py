@@ -1,53 +1,25 @@
-r"""A graph as layers :math:`z \leftarrow c \circ (Gz) + h \circ \delta` of all values together.
-
-Functions are in levels: those of a level read none of each other. Before each level z are the
-values that it or a later one reads, as linear functions of what the level before gave and left.
-They are in units of powers of two near the bounds of how far they move, so that matrices and
-covariances are near 1, whatever the scale of the network is.
-"""
+r"""Layers :math:`z \leftarrow c \circ (Gz) + h \circ \delta` of all values of a graph together."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from lipjax.certify.facts import LipschitzPart, ScalarPart
-from lipjax.certify.maps import Known, half_slope, is_nonlinear, middle_slope, rows_back
-from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.measure.scaling import nonzero
-from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.errors import up
+from lipjax.rounding.numbers import times_above
 from lipjax.rounding.powers import exponent_of, times_power_of_two
 from lipjax.rounding.products import underflow
 
-#: Graphs with more values at one time are not looked at.
-ENTRIES_UP_TO = 2048
 #: Layers up to this width are made the same, so that one program does for all of them.
 PADDED_UP_TO = 128
 #: Exponents of two by which entries' units may differ.
 SPREAD = 50
-
-
-def over_layers(
-  step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, layers: Sequence[Any]
-) -> tuple[Any, list[Any]]:
-  """``carry, out = step(carry, layer)`` for each; layers of equal shapes are compiled once."""
-  outs: list[Any] = []
-  shapes = lambda layer: [jnp.shape(x) for x in jax.tree.leaves(layer)]
-  for _, group in itertools.groupby(layers, shapes):
-    run = list(group)
-    if len(run) == 1:
-      carry, out = step(carry, run[0])
-      outs.append(out)
-    else:
-      carry, stack = lax.scan(step, carry, jax.tree.map(lambda *x: jnp.stack(x), *run))
-      outs.extend(jax.tree.map(lambda x, i=i: x[i], stack) for i in range(len(run)))
-  return carry, outs
 
 
 class Layer(NamedTuple):
@@ -90,217 +62,29 @@ class Layers(NamedTuple):
     return [len(layer.matrix) for layer in self.layers]
 
 
-class _Slot(NamedTuple):
-  """A value in z.
-
-  Attributes:
-    before: the node that it is before the functions; after a function of several arrays, y, too,
-      of which the linear part is there.
-    after: the node that it is after them; None if nothing reads it then.
-    reader: the function that reads or makes it; None if it is kept for later.
-  """
-
-  before: int
-  after: int | None
-  reader: int | None = None
-
-
-def layers_of(
-  known: Known,
-  order: Sequence[int],
-  outputs: Sequence[int],
-  bounds: Mapping[int, Any],
-  *,
-  is_wanted: Callable[[Sequence[int]], bool],
-) -> Layers | None:
-  """The layers to the outputs, or None: too many values at a time, or nothing nonlinear.
-
-  Args:
-    known: about the graph.
-    order: the nodes that the outputs depend on, parents first.
-    outputs: the nodes in question.
-    bounds: of each node, by another engine.
-    is_wanted: whether layers of such widths are.
-  """
-  levels = _levels(known, order)
-  n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
-  stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
-  stacks.append([_Slot(i, i) for i in outputs])
-  sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
-  if n_levels == 0 or not 0 < min(sizes) <= max(sizes) <= ENTRIES_UP_TO:
-    return None
-  if not is_wanted(sizes):
-    return None
-  layout = _Layout(known, bounds, order)
-  # Inputs stand one after the other; of the values of a later layer some are not read again.
-  before: list[tuple[int | None, int]]
-  before = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
-  layers = []
-  for stack in stacks:
-    layer = layout.layer(stack, before)
-    if layer is None:
-      return None
-    layers.append(layer)
-    before = [(slot.after, known.nodes[slot.before].size) for slot in stack]
-  units = [jnp.full(known.nodes[i].size, layout.exponents[i]) for i in outputs]
-  return Layers(_balanced(_padded(layers)), jnp.concatenate(units))
+def over_layers(
+  step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, layers: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+  """``carry, out = step(carry, layer)`` for each; layers of equal shapes are compiled once."""
+  outs: list[Any] = []
+  shapes = lambda layer: [jnp.shape(x) for x in jax.tree.leaves(layer)]
+  for _, group in itertools.groupby(layers, shapes):
+    run = list(group)
+    if len(run) == 1:
+      carry, out = step(carry, run[0])
+      outs.append(out)
+    else:
+      carry, stack = lax.scan(step, carry, jax.tree.map(lambda *x: jnp.stack(x), *run))
+      outs.extend(jax.tree.map(lambda x, i=i: x[i], stack) for i in range(len(run)))
+  return carry, outs
 
 
-def _levels(known: Known, order: Sequence[int]) -> dict[int, int]:
-  """How many functions are at most in line before a node, with itself."""
-  levels: dict[int, int] = {}
-  for i in order:
-    before = max((levels[k] for k in known.parents(i)), default=0)
-    levels[i] = before + is_nonlinear(known.part(i))
-  return levels
-
-
-def _slots(
-  known: Known,
-  order: Sequence[int],
-  outputs: Sequence[int],
-  levels: Mapping[int, int],
-  level: int,
-) -> list[_Slot]:
-  """What z holds before the functions that come after a level."""
-  slots: list[_Slot] = []
-  kept = {i for i in outputs if levels[i] <= level}
-  for i in order:
-    part = known.part(i)
-    if is_nonlinear(part) and levels[i] == level + 1:
-      is_scalar = isinstance(part, ScalarPart)
-      slots += [_Slot(k, i if is_scalar else None, i) for k in dict.fromkeys(known.parents(i))]
-      slots += [] if is_scalar else [_Slot(i, i, i)]
-    elif levels[i] > level:
-      kept |= {k for k in known.parents(i) if levels[k] <= level}
-  return [*slots, *(_Slot(i, i) for i in sorted(kept))]
-
-
-class _Layout:
-  """Layers of a graph.
-
-  Attributes:
-    exponents: of each node, of the power of two that its entries are in units of.
-  """
-
-  def __init__(self, known: Known, bounds: Mapping[int, Any], order: Sequence[int]):
-    self._known, self._bounds = known, bounds
-    # Distances between inputs are given, and at most 1.
-    is_input = lambda i: known.part(i) is None
-    self.exponents = {i: jnp.int32(0) if is_input(i) else exponent_of(bounds[i]) for i in order}
-
-  def layer(self, slots: Sequence[_Slot], before: Sequence[tuple[int | None, int]]) -> Layer | None:
-    """From the layer before; None if something on the way is too large."""
-    sizes = [self._known.nodes[slot.before].size for slot in slots]
-    starts = dict(zip(slots, np.cumsum([0, *sizes]), strict=False))
-    blocks, lost, entries = [], [], []
-    for slot, size in zip(slots, sizes, strict=True):
-      rows = self._rows(slot, before)
-      if rows is None:
-        return None
-      blocks.append(rows[0])
-      lost.append(rows[1])
-      group = np.arange(size) + starts[slot]
-      if self._shares(slot):
-        group = np.full(size, starts[_Slot(slot.reader, slot.reader, slot.reader)])
-      entries.append([jnp.ravel(jnp.broadcast_to(x, size)) for x in (*self._made(slot), group)])
-    of_entries = [jnp.concatenate(x) for x in zip(*entries, strict=True)]
-    return Layer(jnp.concatenate(blocks), up(jnp.sum(jnp.stack(lost)), len(lost)), *of_entries)
-
-  def _rows(
-    self, slot: _Slot, before: Sequence[tuple[int | None, int]]
-  ) -> tuple[jax.Array, jax.Array] | None:
-    """Of a slot in G, and at least the norm of what they have lost."""
-    node = self._known.nodes[slot.before]
-    ways = self._ways(slot, {i for i, _ in before})
-    if ways is None:
-      return None
-    blocks, lost = [], [jnp.zeros((), node.wide)]
-    for i, size in before:
-      if i is None or i not in ways:
-        blocks.append(jnp.zeros((node.size, size), node.wide))
-        continue
-      by = self.exponents[i] - self.exponents[slot.before]
-      blocks.append(times_power_of_two(ways[i].value.reshape((node.size, size)), by))
-      lost.append(lax.stop_gradient(times_power_of_two(ways[i].error, by)))
-      lost.append(jnp.full((), underflow(1, (node.size, size), node.wide), node.wide))
-    return jnp.concatenate(blocks, axis=1), up(jnp.sum(jnp.stack(lost)), len(lost))
-
-  def _ways(self, slot: _Slot, before: set[int | None]) -> dict[int, Rows] | None:
-    """The matrices to a slot; of a function's result to its linear part."""
-    known, target = self._known, slot.before
-    is_result = slot.reader == target
-    if is_result and self._rest(target)[1] is None:
-      return {}
-    ways: dict[int, Rows] = {target: identity_rows(known.nodes[target])}
-    found: dict[int, Rows] = {}
-    for i in range(target, -1, -1):
-      if i not in ways:
-        continue
-      way = ways.pop(i)
-      if i in before and not (is_result and i == target):
-        found[i] = way
-        continue
-      for k, parent in enumerate(known.parents(i)):
-        earlier = rows_back(known, i, k, way)
-        if earlier is None:
-          return None
-        if is_result and i == target:
-          earlier = earlier.scaled(self._rest(target)[1])
-        ways[parent] = ways[parent].plus(earlier) if parent in ways else earlier
-    return found
-
-  def _shares(self, slot: _Slot) -> bool:
-    """Whether a slot's entries share a multiplier."""
-    return slot.reader is not None and isinstance(self._known.part(slot.reader), LipschitzPart)
-
-  def _made(self, slot: _Slot) -> tuple[Any, Any, Any]:
-    """w, c and h."""
-    if slot.reader is None:
-      return 0.0, 1.0, 0.0
-    if slot.before == slot.reader:
-      return 0.0, 1.0, 1.0
-    part = self._known.part(slot.reader)
-    by = self.exponents[slot.before] - self.exponents[slot.reader]
-    if isinstance(part, ScalarPart):
-      ends = (jnp.ravel(x) if jnp.ndim(x) else x for x in (middle_slope(part), half_slope(part)))
-      return 1.0, *(times_power_of_two(jnp.asarray(x), by) for x in ends)
-    return times_power_of_two(self._weights(slot.reader)[slot.before], by), 1.0, 0.0
-
-  def _rest(self, i: int) -> tuple[list[Any], Any]:
-    """A function's constants, less its linear part's where that is less; and 1 there, else 0."""
-    part = self._known.part(i)
-    if not isinstance(part, LipschitzPart) or part.linear is None:
-      return list(getattr(part, "constants", ())), None
-    rest = part.rest()
-    is_split = jnp.asarray(sum(rest) < sum(part.constants))
-    pairs = zip(rest, part.constants, strict=True)
-    wide = self._known.nodes[i].wide
-    return [jnp.where(is_split, *pair) for pair in pairs], is_split.astype(wide)
-
-  def _weights(self, i: int) -> dict[int, jax.Array]:
-    """Of each parent: where movements add, (Σ a)² ≤ Σ a²/share for shares that add up to 1."""
-    known, part, wide = self._known, self._known.part(i), self._known.nodes[i].wide
-    weights: dict[int, jax.Array] = {}
-    for k, constant in zip(known.parents(i), self._rest(i)[0], strict=True):
-      weights[k] = up(weights.get(k, jnp.zeros((), wide)) + jnp.asarray(constant, wide))
-    if isinstance(part, LipschitzPart) and part.adds and len(weights) > 1:
-      # As if all moved as far as they can.
-      sizes = jnp.stack([w * self._bounds[k] for k, w in weights.items()])
-      shares = jnp.maximum(sizes / nonzero(jnp.sum(sizes)), 1e-3)
-      shares = shares / jnp.sum(shares) * (1 - 32 * unit_roundoff(wide))
-      roots = lax.stop_gradient(jnp.sqrt(shares))
-      weights = {k: up(w / roots[j]) for j, (k, w) in enumerate(weights.items())}
-    return weights
-
-
-def _padded(layers: list[Layer]) -> list[Layer]:
+def padded(layers: list[Layer]) -> list[Layer]:
   """Narrow layers all of one width, a power of two, by entries that do nothing."""
   power = lambda n: 1 << (n - 1).bit_length() if 0 < n <= PADDED_UP_TO else n
   n_inputs, found = layers[0].matrix.shape[1], []
-  width = max(
-    (power(len(layer.matrix)) for layer in layers if len(layer.matrix) <= PADDED_UP_TO), default=0
-  )
+  widths = [len(layer.matrix) for layer in layers]
+  width = max((power(n) for n in widths if n <= PADDED_UP_TO), default=0)
   before = power(n_inputs)
   for layer in layers:
     n, m = layer.matrix.shape
@@ -308,12 +92,13 @@ def _padded(layers: list[Layer]) -> list[Layer]:
     zeros = lambda x, more=more: jnp.pad(x, (0, more))
     matrix = jnp.pad(layer.matrix, [(0, more), (0, before - m)])
     group = jnp.concatenate([layer.group, jnp.arange(n, n + more)])
-    found.append(Layer(matrix, layer.lost, *map(zeros, layer[2:5]), group))
+    weights, linear, half = map(zeros, (layer.weights, layer.linear, layer.half))
+    found.append(Layer(matrix, layer.lost, weights, linear, half, group))
     before = n + more
   return found
 
 
-def _balanced(layers: list[Layer]) -> list[Layer]:
+def balanced(layers: list[Layer]) -> list[Layer]:
   """Every entry in units of its own, a power of two near how far it moves beside the others.
 
   What is added for rounding is the same for all entries: it must not be more than the small ones.
@@ -324,13 +109,16 @@ def _balanced(layers: list[Layer]) -> list[Layer]:
     moves = lax.stop_gradient(jnp.sum(jnp.abs(matrix), axis=1))
     exponent = exponent_of(moves / nonzero(jnp.max(moves)))
     unit = times_power_of_two(jnp.ones_like(moves), jnp.clip(exponent, -SPREAD, 0))
-    lost = up(layer.lost * (jnp.max(before) / jnp.min(unit)))
+    small = underflow(2, matrix.shape, matrix.dtype)
+    lost = up((layer.lost * jnp.max(before) + small) / jnp.min(unit))
     # An entry and its own δ are in the same units.
     of = jnp.where((layer.weights > 0) & (layer.half > 0), 1, unit)
-    of_entries = layer.weights * of, layer.linear, layer.half / of
-    return unit, Layer(matrix / unit[:, None], lost, *of_entries, layer.group)
+    weights, half = times_above(layer.weights, of), times_above(layer.half, 1 / of)
+    rows = matrix / unit[:, None]
+    return unit, Layer(rows, lost, weights, layer.linear, half, layer.group)
 
   # The outputs keep their units.
   *inner, last = layers
   unit, inner = over_layers(step, jnp.ones(layers[0].matrix.shape[1], layers[0].lost.dtype), inner)
-  return [*inner, last._replace(matrix=last.matrix * unit, lost=last.lost * jnp.max(unit))]
+  small = underflow(1, last.matrix.shape, unit.dtype)
+  return [*inner, last._replace(matrix=last.matrix * unit, lost=up(last.lost + small))]
