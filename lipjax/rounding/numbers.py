@@ -62,7 +62,8 @@ def times_above(a: Any, b: Any) -> jax.Array:
   Numbers that were computed are normal or 0; of others take the `normal_magnitude`.
   """
   product = up(jnp.asarray(a * b), 2)
-  return jnp.where((a > 0) & (b > 0), jnp.maximum(product, tiny(product.dtype)), product)
+  is_live = jnp.minimum(a, b) > 0
+  return jnp.where(is_live, jnp.maximum(product, tiny(product.dtype)), product)
 
 
 def norm_below(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:

@@ -25,6 +25,12 @@ def times_power_of_two(x: jax.Array, k: jax.Array) -> jax.Array:
   return x * _power_of_two(half, x.dtype) * _power_of_two(k - half, x.dtype)
 
 
+def power_of_two(k: jax.Array, dtype) -> jax.Array:
+  """``2^k``, exact; NaN where that, or its inverse, is not a normal number."""
+  largest = _layout(jnp.dtype(dtype))[2] - 2
+  return jnp.where(jnp.abs(k) <= largest, _power_of_two(k, dtype), jnp.nan)
+
+
 @functools.partial(jax.jit, static_argnames="dtype")
 def _power_of_two(k: jax.Array, dtype) -> jax.Array:
   integer, n_bits, bias = _layout(dtype)

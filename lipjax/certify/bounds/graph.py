@@ -17,7 +17,9 @@ def product_bounds(known: Known, order: Sequence[int]) -> dict[int, jax.Array]:
   """For every node a bound from its parents' bounds and the norms of what is between."""
   bounds: dict[int, jax.Array] = {}
   for i in order:
-    bounds[i] = bound_from_parents(known, i, bounds)
+    # On a domain they are known, by the ranges that were refined on the way.
+    found = known.facts[i].bound
+    bounds[i] = bound_from_parents(known, i, bounds) if found is None else found
   return bounds
 
 

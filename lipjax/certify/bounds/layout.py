@@ -8,6 +8,7 @@ covariances are near 1, whatever the scale of the network is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ from lipjax.certify.maps import Known, half_slope, is_nonlinear, middle_slope, r
 from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import tiny
-from lipjax.rounding.powers import exponent_of, times_power_of_two
+from lipjax.rounding.numbers import times_above
+from lipjax.rounding.powers import exponent_of, power_of_two
 from lipjax.rounding.products import underflow
 
 #: Graphs with more values at one time are not looked at.
@@ -71,7 +72,7 @@ def layers_of(
     return None
   if not is_wanted(sizes):
     return None
-  layout = _Layout(known, bounds, order)
+  layout = _Layout(known, bounds)
   # Inputs stand one after the other; of the values of a later layer some are not read again.
   before: list[tuple[int | None, int]]
   before = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
@@ -82,7 +83,7 @@ def layers_of(
       return None
     layers.append(layer)
     before = [(slot.after, known.nodes[slot.before].size) for slot in stack]
-  units = [jnp.full(known.nodes[i].size, layout.exponents[i]) for i in outputs]
+  units = [jnp.full(known.nodes[i].size, layout.exponent(i)) for i in outputs]
   return Layers(balanced(padded(layers)), jnp.concatenate(units))
 
 
@@ -117,17 +118,19 @@ def _slots(
 
 
 class _Layout:
-  """Layers of a graph.
+  """Layers of a graph."""
 
-  Attributes:
-    exponents: of each node, of the power of two that its entries are in units of.
-  """
-
-  def __init__(self, known: Known, bounds: Mapping[int, Any], order: Sequence[int]):
+  def __init__(self, known: Known, bounds: Mapping[int, Any]):
     self._known, self._bounds = known, bounds
+    self._units: dict[tuple[int, int], jax.Array] = {}
+    # Each asked for several times.
+    self._rest, self._weights = functools.cache(self._rest_of), functools.cache(self._weights_of)
+    self.exponent = functools.cache(self._exponent_of)
+
+  def _exponent_of(self, i: int) -> jax.Array:
+    """Of a node, of the power of two that its entries are in units of."""
     # Distances between inputs are given, and at most 1.
-    is_input = lambda i: known.part(i) is None
-    self.exponents = {i: jnp.int32(0) if is_input(i) else exponent_of(bounds[i]) for i in order}
+    return jnp.int32(0) if self._known.part(i) is None else exponent_of(self._bounds[i])
 
   def layer(self, slots: Sequence[_Slot], before: Sequence[tuple[int | None, int]]) -> Layer | None:
     """From the layer before; None if something on the way is too large."""
@@ -145,7 +148,7 @@ class _Layout:
         group = np.full(size, starts[_Slot(slot.reader, slot.reader, slot.reader)])
       entries.append([jnp.ravel(jnp.broadcast_to(x, size)) for x in (*self._made(slot), group)])
     of_entries = [jnp.concatenate(x) for x in zip(*entries, strict=True)]
-    return Layer(jnp.concatenate(blocks), up(jnp.sum(jnp.stack(lost)), len(lost)), *of_entries)
+    return Layer(jnp.concatenate(blocks), up(sum(lost[1:], lost[0]), len(lost)), *of_entries)
 
   def _rows(
     self, slot: _Slot, before: Sequence[tuple[int | None, int]]
@@ -155,16 +158,18 @@ class _Layout:
     ways = self._ways(slot, {i for i, _ in before})
     if ways is None:
       return None
-    blocks, lost = [], [jnp.zeros((), node.wide)]
+    blocks, lost = [], []
     for i, size in before:
       if i is None or i not in ways:
         blocks.append(jnp.zeros((node.size, size), node.wide))
         continue
-      by = self.exponents[i] - self.exponents[slot.before]
-      blocks.append(times_power_of_two(ways[i].value.reshape((node.size, size)), by))
-      lost.append(lax.stop_gradient(times_power_of_two(ways[i].error, by)))
-      lost.append(jnp.full((), underflow(1, (node.size, size), node.wide), node.wide))
-    return jnp.concatenate(blocks, axis=1), up(jnp.sum(jnp.stack(lost)), len(lost))
+      unit = self._unit(i, slot.before)
+      if slot.reader == slot.before:
+        unit = unit * self._rest(slot.before)[1]
+      blocks.append(ways[i].value.reshape((node.size, size)) * unit)
+      lost.append(lax.stop_gradient(ways[i].error) * unit)
+    small = underflow(len(lost) + 1, (node.size, sum(n for _, n in before)), node.wide)
+    return jnp.concatenate(blocks, axis=1), up(jnp.asarray(sum(lost, small)), len(lost) + 1)
 
   def _ways(self, slot: _Slot, before: set[int | None]) -> dict[int, Rows] | None:
     """The matrices to a slot; of a function's result to its linear part."""
@@ -185,8 +190,6 @@ class _Layout:
         earlier = rows_back(known, i, k, way)
         if earlier is None:
           return None
-        if is_result and i == target:
-          earlier = earlier.scaled(self._rest(target)[1])
         ways[parent] = ways[parent].plus(earlier) if parent in ways else earlier
     return found
 
@@ -197,16 +200,22 @@ class _Layout:
     if slot.before == slot.reader:
       return 0.0, 1.0, 1.0
     part = self._known.part(slot.reader)
-    by = self.exponents[slot.before] - self.exponents[slot.reader]
+    unit = self._unit(slot.before, slot.reader)
     if isinstance(part, ScalarPart):
       ends = (jnp.ravel(x) if jnp.ndim(x) else x for x in (middle_slope(part), half_slope(part)))
-      linear, half = (times_power_of_two(jnp.asarray(x), by) for x in ends)
+      linear, half = (x * unit for x in ends)
       return 1.0, linear, half
     weight = self._weights(slot.reader)[slot.before]
-    scaled = jnp.maximum(times_power_of_two(weight, by), tiny(weight.dtype))
-    return jnp.where(weight > 0, scaled, weight), 1.0, 0.0
+    return times_above(weight, unit), 1.0, 0.0
 
-  def _rest(self, i: int) -> tuple[list[Any], Any]:
+  def _unit(self, i: int, k: int) -> jax.Array:
+    """What one node's numbers are multiplied by to be in the units of another's."""
+    if (i, k) not in self._units:
+      by = self.exponent(i) - self.exponent(k)
+      self._units[i, k] = power_of_two(by, self._known.nodes[k].wide)
+    return self._units[i, k]
+
+  def _rest_of(self, i: int) -> tuple[list[Any], Any]:
     """A function's constants, less its linear part's where that is less; and 1 there, else 0."""
     part = self._known.part(i)
     if not isinstance(part, LipschitzPart) or part.linear is None:
@@ -217,7 +226,7 @@ class _Layout:
     wide = self._known.nodes[i].wide
     return [jnp.where(is_split, *pair) for pair in pairs], is_split.astype(wide)
 
-  def _weights(self, i: int) -> dict[int, jax.Array]:
+  def _weights_of(self, i: int) -> dict[int, jax.Array]:
     """Of each parent: where movements add, (Σ a)² ≤ Σ a²/share for shares that add up to 1."""
     known, part, wide = self._known, self._known.part(i), self._known.nodes[i].wide
     weights: dict[int, jax.Array] = {}
