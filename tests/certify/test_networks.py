@@ -27,8 +27,8 @@ def test_linen_and_nnx_agree_on_a_small_resnet():
   model = copied(variables, NnxResNet(nnx.Rngs(0), width=2, stages=2))
   x = jax.random.normal(jax.random.key(3), image.shape)
   np.testing.assert_allclose(model(x), linen.apply(variables, x), rtol=1e-4)
-  of_linen = bounds_by_engine(linen.apply, 1, (variables, image))
-  of_nnx = bounds_by_engine(lambda x: model(x), 0, (image,))
+  of_linen = bounds_by_engine(linen.apply, 1, (variables, image), effort="fast")
+  of_nnx = bounds_by_engine(lambda x: model(x), 0, (image,), effort="fast")
   assert float(of_nnx["liplt"]) == pytest.approx(float(of_linen["liplt"]), rel=1e-6)
   assert steepest(lambda x: linen.apply(variables, x), image) <= float(of_linen["liplt"])
   assert of_linen["liplt"] < 0.75 * of_linen["product"]
@@ -39,8 +39,8 @@ def test_resnet_18():
   image = jnp.zeros((1, 32, 32, 3))
   linen, variables = linen_resnet()
   model = copied(variables, NnxResNet(nnx.Rngs(0)))
-  of_linen = bounds_by_engine(linen.apply, 1, (variables, image))
-  of_nnx = bounds_by_engine(lambda x: model(x), 0, (image,))
+  of_linen = bounds_by_engine(linen.apply, 1, (variables, image), effort="fast")
+  of_nnx = bounds_by_engine(lambda x: model(x), 0, (image,), effort="fast")
   assert float(of_nnx["liplt"]) == pytest.approx(float(of_linen["liplt"]), rel=1e-6)
   assert steepest(lambda x: linen.apply(variables, x), image) <= float(of_linen["liplt"])
   assert of_linen["liplt"] < 0.75 * of_linen["product"]
