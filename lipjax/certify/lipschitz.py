@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lipjax.certify.bounds.effort import Effort, check_effort, is_worth, steps_for
+from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
 from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
 from lipjax.certify.bounds.layout import layers_of
@@ -190,8 +190,7 @@ def engines(effort: Effort) -> Callable[[Graph, list[Facts]], dict[str, Any]]:
     order = live(known, outputs)
     compute_norms(norms_of(known, order))
     by_node = {"product": product_bounds(known, order)}
-    is_wanted = functools.partial(is_worth, effort)
-    layers = layers_of(known, order, graph.outputs, by_node["product"], is_wanted=is_wanted)
+    layers = layers_of(known, order, graph.outputs, by_node["product"], effort)
     if layers is None or effort == "tight" or not _is_scalar(known, order):
       by_node["liplt"] = liplt_bounds(known, order, outputs)
     found = {name: hypotenuse([b[i] for i in graph.outputs]) for name, b in by_node.items()}

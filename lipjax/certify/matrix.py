@@ -198,6 +198,7 @@ def _norm_above(x: Any):
   """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
   if x.size == 0:
     return jnp.zeros((), x.dtype)
-  x = jnp.abs(x.reshape((x.shape[0], -1)))
+  # A part of margins only: it has no derivative, which at 0 would be none.
+  x = jnp.abs(jax.lax.stop_gradient(x.reshape((x.shape[0], -1))))
   columns, rows = (jnp.max(jnp.sum(x, axis=axis)) for axis in (0, 1))
   return up(jnp.sqrt(columns) * jnp.sqrt(rows), 4 + sum(x.shape))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.certify.bounds.effort import Effort, check_effort, is_worth, steps_for
+from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound, ellipsoid_pairs
 from lipjax.certify.bounds.graph import liplt_bounds
 from lipjax.certify.bounds.layers import Layers
@@ -132,8 +132,7 @@ def _pairs(effort: Effort) -> Callable[[Graph, list[Facts]], tuple[jax.Array, La
       _from_last_layer(known, logits, of_nodes),
       _liplt(known, logits, order, of_nodes),
     ]
-    is_wanted = functools.partial(is_worth, effort)
-    layers = layers_of(known, order, [logits], of_nodes, is_wanted=is_wanted)
+    layers = layers_of(known, order, [logits], of_nodes, effort)
     return functools.reduce(jnp.fmin, ways), layers
 
   return pairs

@@ -44,12 +44,5 @@ def underflow(terms: int, shape: tuple[int, ...], dtype) -> float:
   return 8 * terms * math.sqrt(math.prod(shape)) * float(jnp.finfo(dtype).tiny)
 
 
-def frobenius(x: jax.Array) -> jax.Array:
-  """At least the Frobenius norm, of entries that are not far from 1. No derivative."""
-  square = jnp.sum(jnp.square(lax.stop_gradient(x)))
-  # What became 0 comes on top.
-  return up(jnp.sqrt(square + x.size * float(jnp.finfo(x.dtype).tiny)), sum(x.shape) + 8)
-
-
 def _small(a: jax.Array, b: jax.Array) -> float:
   return underflow(a.shape[1], (a.shape[0], b.shape[1]), a.dtype)

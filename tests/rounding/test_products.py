@@ -6,7 +6,7 @@ import pytest
 from reference import FLOAT, normal, top_sigma
 
 from lipjax.rounding.powers import exponent_of, times_power_of_two
-from lipjax.rounding.products import frobenius, product, product_lost
+from lipjax.rounding.products import product, product_lost
 
 
 @pytest.mark.parametrize("k", [1, 20, 70, 900])
@@ -21,13 +21,6 @@ def test_what_became_zero_is_lost():
   a = jnp.full((3, 3), 1e-25, jnp.float32)
   assert product_lost(a, a) >= 9e-50
   assert product_lost(a, a) > 0
-  assert frobenius(a) >= 3e-25
-
-
-def test_frobenius_norms_are_above():
-  x = normal(0, (50, 70), jnp.float32)
-  norm = np.linalg.norm(np.asarray(x, np.float64))
-  assert norm <= frobenius(x) <= norm * (1 + 1e-3)
 
 
 def test_powers_of_two_are_exact():

@@ -41,6 +41,7 @@ Reference:
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -49,14 +50,10 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from lipjax.certify.bounds.layers import Layer
+from lipjax.measure.gram import frobenius_above
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import times_above
-from lipjax.rounding.products import (
-  frobenius,
-  product,
-  product_lost,
-  underflow,
-)
+from lipjax.rounding.numbers import times_above, tiny
+from lipjax.rounding.products import product, product_lost, underflow
 
 
 def start(layer: Layer, *, is_certified: bool) -> jax.Array:
@@ -64,7 +61,7 @@ def start(layer: Layer, *, is_certified: bool) -> jax.Array:
   g = layer.matrix
   if not is_certified:
     return dot(g, g.T)
-  lost = product_lost(g, g.T) + layer.lost * (2 * frobenius(g) + layer.lost)
+  lost = product_lost(g, g.T) + layer.lost * (2 * _norm(g) + layer.lost)
   return _enlarged(product(g, g.T), lost)
 
 
@@ -78,12 +75,13 @@ def after(a: jax.Array, layer: Layer, root: jax.Array, *, is_certified: bool) ->
     is_certified: whether with what rounding costs.
   """
   # Without a multiplier nothing is known of what is there.
-  own = jnp.square(layer.half / jnp.where(layer.half > 0, root, 1))
-  p = _scaled(_raised(is_certified, a, times_above(root, layer.weights)), layer.linear)
+  own = times_above(layer.half, 1 / jnp.where(layer.half > 0, root, 1))
+  own = times_above(own, own)
+  p = scaled(_raised(is_certified, a, times_above(root, layer.weights)), layer.linear)
   if not is_certified:
     return p + jnp.diag(own)
   # Of three products and a sum.
-  rounding = 8 * unit_roundoff(a.dtype) * (frobenius(p) + jnp.max(own))
+  rounding = 8 * unit_roundoff(a.dtype) * (_norm(p) + jnp.max(own))
   return _enlarged(p + jnp.diag(up(own)), rounding)
 
 
@@ -93,22 +91,17 @@ def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
   if not is_certified:
     return dot(dot(g, p), g.T)
   right = product(p, g.T)
-  size = frobenius(g) + layer.lost
-  lost = product_lost(p, g.T) + layer.lost * frobenius(p)
-  lost = product_lost(g, right) + size * lost + layer.lost * frobenius(right)
+  size = _norm(g) + layer.lost
+  lost = product_lost(p, g.T) + layer.lost * _norm(p)
+  lost = product_lost(g, right) + size * lost + layer.lost * _norm(right)
   return _enlarged(product(g, right), lost)
-
-
-def b_of(a: jax.Array, d: jax.Array) -> jax.Array:
-  """DAD."""
-  return _scaled(a, d)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   """At least A + AD(I - B)⁻¹DA, see above; NaN where there is no factor."""
   unit, n = unit_roundoff(a.dtype), len(a)
-  rest, right = jnp.eye(n, dtype=a.dtype) - _scaled(a, d), a * d
+  rest, right = jnp.eye(n, dtype=a.dtype) - scaled(a, d), a * d
   if not is_certified:
     v = solve_triangular(jnp.linalg.cholesky(rest), right.T, lower=True)
     return a + dot(v.T, v)
@@ -116,12 +109,12 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   shift = 16 * unit * (n + 16)
   shifted = rest - shift * jnp.eye(n, dtype=a.dtype)
   factor = jnp.linalg.cholesky(shifted)
-  off = frobenius(product(factor, factor.T) - shifted)
-  rounding = 8 * unit * (1 + frobenius(rest)) + product_lost(factor, factor.T)
+  off = _norm(product(factor, factor.T) - shifted)
+  rounding = 8 * unit * (1 + _norm(rest)) + product_lost(factor, factor.T)
   left = shift * (1 - 4 * unit) - up(off + rounding + small)
   v = solve_triangular(factor, right.T, lower=True).T
-  off = frobenius(product(v, factor.T) - right)
-  off = up(off + 8 * unit * frobenius(right) + product_lost(v, factor.T) + small)
+  off = _norm(product(v, factor.T) - right)
+  off = up(off + 8 * unit * _norm(right) + product_lost(v, factor.T) + small)
   lost = up(off / left * off) + product_lost(v, v.T)
   return jnp.where(left > 0, _enlarged(a + product(v, v.T), lost), jnp.nan)
 
@@ -138,13 +131,20 @@ def _(is_certified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
 def _enlarged(x: jax.Array, by: Any) -> jax.Array:
   """A symmetric matrix plus at least `by` times the identity, and what rounding of it costs."""
   x = (x + x.T) / 2
-  size = frobenius(x)
+  size = _norm(x)
   by = by + 4 * unit_roundoff(x.dtype) * size + underflow(4, x.shape, x.dtype) * (1 + size)
   by = lax.stop_gradient(up(by))
   return x + by * jnp.eye(len(x), dtype=x.dtype)
 
 
-def _scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+def _norm(x: jax.Array) -> jax.Array:
+  """At least the norm of a matrix; of entries near 1 not much more than Frobenius' norm."""
+  # The squares of what is below the root of the smallest normal number are 0.
+  return up(frobenius_above((x,))[0, 0] + math.sqrt(x.size * tiny(x.dtype)))
+
+
+def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+  """Rows and columns times numbers."""
   return by[:, None] * x * by
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 Effort = Literal["fast", "default", "tight"]
+#: Graphs with more values at a time have no ellipsoid.
+VALUES_UP_TO = 2048
 #: Operations by default: about a second of a laptop's.
 OPERATIONS = 2e10
 #: Of a step of gradient descent, in cubes of a layer's width.
@@ -21,7 +23,8 @@ def check_effort(effort: str) -> None:
 
 def is_worth(effort: Effort, widths: Sequence[int]) -> bool:
   """Whether there is time for an ellipsoid of layers of such widths."""
-  return effort == "tight" or (effort == "default" and _affordable(widths) > 0)
+  is_affordable = effort == "tight" or (effort == "default" and _affordable(widths) > 0)
+  return is_affordable and max(widths) <= VALUES_UP_TO
 
 
 def steps_for(effort: Effort, widths: Sequence[int]) -> int:

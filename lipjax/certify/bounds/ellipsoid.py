@@ -47,10 +47,10 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   exponents = jnp.pad(exponents, (0, len(layers[-1].matrix) - len(exponents)), mode="edge")
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
-  scaled = lambda a: units[:, None] * a * units
-  multipliers = improved(layers, lambda a: jnp.log(largest_eigenvalue(scaled(a))), n_steps)
+  size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units)))
+  multipliers = improved(layers, size, n_steps)
   a = ellipsoid(layers, multipliers, is_certified=True)
-  square = gram_upper_bound(scaled(a)) + underflow(1, a.shape, a.dtype)
+  square = gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
   return _bound(up(square), largest)
 
 
@@ -176,7 +176,7 @@ def roots(a: jax.Array, layer: Layer, multipliers: Multipliers) -> jax.Array:
   r""":math:`\sqrt\lambda` for each entry, with B below the identity; 0 where a group has no h."""
   is_free = jax.ops.segment_max(layer.half, layer.group, len(a)) > 0
   root = jnp.where(is_free, jnp.exp(multipliers.shape), 0)[layer.group]
-  b = covariance.b_of(a, root * layer.weights)
+  b = covariance.scaled(a, root * layer.weights)
   limit = 1 - float(jnp.finfo(a.dtype).eps) ** 0.5
   share = limit * jax.nn.sigmoid(multipliers.share)
   return jnp.sqrt(share / jnp.maximum(largest_eigenvalue(b), 1e-12)) * root

@@ -13,7 +13,7 @@ from jax import lax
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import times_above
-from lipjax.rounding.powers import exponent_of, times_power_of_two
+from lipjax.rounding.powers import exponent_of, power_of_two
 from lipjax.rounding.products import underflow
 
 #: Layers up to this width are made the same, so that one program does for all of them.
@@ -108,7 +108,7 @@ def balanced(layers: list[Layer]) -> list[Layer]:
     matrix = layer.matrix * before
     moves = lax.stop_gradient(jnp.sum(jnp.abs(matrix), axis=1))
     exponent = exponent_of(moves / nonzero(jnp.max(moves)))
-    unit = times_power_of_two(jnp.ones_like(moves), jnp.clip(exponent, -SPREAD, 0))
+    unit = power_of_two(jnp.clip(exponent, -SPREAD, 0), moves.dtype)
     small = underflow(2, matrix.shape, matrix.dtype)
     lost = up((layer.lost * jnp.max(before) + small) / jnp.min(unit))
     # An entry and its own δ are in the same units.

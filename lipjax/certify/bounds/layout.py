@@ -9,7 +9,7 @@ covariances are near 1, whatever the scale of the network is.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,18 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lipjax.certify.bounds.effort import Effort, is_worth
 from lipjax.certify.bounds.layers import Layer, Layers, balanced, padded
 from lipjax.certify.facts import LipschitzPart, ScalarPart
 from lipjax.certify.maps import Known, half_slope, is_nonlinear, middle_slope, rows_back
 from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import times_above
+from lipjax.rounding.numbers import times_above, tiny
 from lipjax.rounding.powers import exponent_of, power_of_two
 from lipjax.rounding.products import underflow
-
-#: Graphs with more values at one time are not looked at.
-ENTRIES_UP_TO = 2048
 
 
 class _Slot(NamedTuple):
@@ -51,26 +49,23 @@ def layers_of(
   order: Sequence[int],
   outputs: Sequence[int],
   bounds: Mapping[int, Any],
-  *,
-  is_wanted: Callable[[Sequence[int]], bool],
+  effort: Effort,
 ) -> Layers | None:
-  """The layers to the outputs, or None: too many values at a time, or nothing nonlinear.
+  """The layers to the outputs, or None: not worth the effort, or nothing nonlinear.
 
   Args:
     known: about the graph.
     order: the nodes that the outputs depend on, parents first.
     outputs: the nodes in question.
     bounds: of each node, by another engine.
-    is_wanted: whether layers of such widths are.
+    effort: how much work they are worth.
   """
   levels = _levels(known, order)
   n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
   stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
   stacks.append([_Slot(i, i) for i in outputs])
   sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
-  if n_levels == 0 or not 0 < min(sizes) <= max(sizes) <= ENTRIES_UP_TO:
-    return None
-  if not is_wanted(sizes):
+  if n_levels == 0 or min(sizes) == 0 or not is_worth(effort, sizes):
     return None
   layout = _Layout(known, bounds)
   # Inputs stand one after the other; of the values of a later layer some are not read again.
@@ -122,10 +117,9 @@ class _Layout:
 
   def __init__(self, known: Known, bounds: Mapping[int, Any]):
     self._known, self._bounds = known, bounds
-    self._units: dict[tuple[int, int], jax.Array] = {}
     # Each asked for several times.
     self._rest, self._weights = functools.cache(self._rest_of), functools.cache(self._weights_of)
-    self.exponent = functools.cache(self._exponent_of)
+    self.exponent, self._unit = functools.cache(self._exponent_of), functools.cache(self._unit_of)
 
   def _exponent_of(self, i: int) -> jax.Array:
     """Of a node, of the power of two that its entries are in units of."""
@@ -202,18 +196,18 @@ class _Layout:
     part = self._known.part(slot.reader)
     unit = self._unit(slot.before, slot.reader)
     if isinstance(part, ScalarPart):
-      ends = (jnp.ravel(x) if jnp.ndim(x) else x for x in (middle_slope(part), half_slope(part)))
-      linear, half = (x * unit for x in ends)
-      return 1.0, linear, half
+      middle, half = (jnp.ravel(x) for x in (middle_slope(part), half_slope(part)))
+      linear = middle * unit
+      # What would be too small to be normal is a part of the rest.
+      is_lost = jnp.abs(linear) < tiny(linear.dtype)
+      half = times_above(half + jnp.where(is_lost, jnp.abs(middle), 0), unit)
+      return 1.0, jnp.where(is_lost, 0, linear), half
     weight = self._weights(slot.reader)[slot.before]
     return times_above(weight, unit), 1.0, 0.0
 
-  def _unit(self, i: int, k: int) -> jax.Array:
+  def _unit_of(self, i: int, k: int) -> jax.Array:
     """What one node's numbers are multiplied by to be in the units of another's."""
-    if (i, k) not in self._units:
-      by = self.exponent(i) - self.exponent(k)
-      self._units[i, k] = power_of_two(by, self._known.nodes[k].wide)
-    return self._units[i, k]
+    return power_of_two(self.exponent(i) - self.exponent(k), self._known.nodes[k].wide)
 
   def _rest_of(self, i: int) -> tuple[list[Any], Any]:
     """A function's constants, less its linear part's where that is less; and 1 there, else 0."""
