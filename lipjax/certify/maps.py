@@ -7,8 +7,9 @@ before it; `FromSources` adds up how far they move it, each by one linear map.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +29,19 @@ ENTRIES_UP_TO = 2**22
 Way = Rows | jax.Array
 
 
-class Known(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Known:
   """Nodes, parents first, and what is known of each."""
 
   nodes: Sequence[Node]
   facts: Sequence[Facts]
+  _memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+  def once(self, fn: Callable[..., Any], *args: Any) -> Any:
+    """``fn(self, *args)``, and the same object again: engines go the same ways from a target."""
+    if (fn, args) not in self._memo:
+      self._memo[fn, args] = fn(self, *args)
+    return self._memo[fn, args]
 
   def part(self, i: int) -> Part | None:
     """How a node depends on its parents."""
@@ -193,9 +202,10 @@ def backward(
   known: Known, target: int, order: Sequence[int], *, splits: bool = True
 ) -> Iterator[tuple[int, Way]]:
   """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
-  node = known.nodes[target]
   ways: dict[int, Way] = {}
-  ways[target] = identity_rows(node) if known.is_small(target) else jnp.ones((), node.wide)
+  ways[target] = (
+    rows_at(known, target) if known.is_small(target) else jnp.ones((), known.nodes[target].wide)
+  )
   for i in reversed([i for i in order if i <= target]):
     if i not in ways:
       continue
@@ -206,11 +216,35 @@ def backward(
       continue
     for k, parent in enumerate(known.parents(i)):
       earlier = _step_back(known, i, k, way)
-      ways[parent] = _joined(ways[parent], earlier) if parent in ways else earlier
+      ways[parent] = _joined(known, ways[parent], earlier) if parent in ways else earlier
+
+
+def rows_at(known: Known, target: int) -> Rows:
+  """The matrix from a target to itself."""
+  return known.once(_identity, target)
 
 
 def rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
   """The matrix from the k-th parent of a node on; None if it is too large."""
+  return (
+    known.once(_rows_back, i, k, matrix) if matrix.is_small else _rows_back(known, i, k, matrix)
+  )
+
+
+def rows_joined(known: Known, one: Rows, other: Rows) -> Rows:
+  """Of two ways to the target."""
+  return known.once(_plus, one, other) if one.is_small else one.plus(other)
+
+
+def _identity(known: Known, target: int) -> Rows:
+  return identity_rows(known.nodes[target])
+
+
+def _plus(_: Known, one: Rows, other: Rows) -> Rows:
+  return one.plus(other)
+
+
+def _rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
   part = known.part(i)
   if isinstance(part, ScalarPart):
     return matrix.scaled(middle_slope(part))
@@ -242,9 +276,9 @@ def half_slope(part: ScalarPart) -> jax.Array:
   return jnp.where(part.lower < part.upper, jnp.maximum(half, tiny(half.dtype)), half)
 
 
-def _joined(one: Way, other: Way) -> Way:
+def _joined(known: Known, one: Way, other: Way) -> Way:
   if isinstance(one, Rows) and isinstance(other, Rows):
-    return one.plus(other)
+    return rows_joined(known, one, other)
   return up(_norm(one) + _norm(other), 2)
 
 

@@ -65,13 +65,18 @@ class Rows:
       self._size = _norm_above(self.value)
     return self._size
 
+  @property
+  def is_small(self) -> bool:
+    """Whether many of its size may be held at once."""
+    return self.value.size <= STACKED_UP_TO
+
   def norm(self) -> jax.Array:
     """At least the norm of the exact matrix."""
     return _norms([self.value], [self.error])[0]
 
   def measured(self) -> Measured | Rows:
     """What is kept of it."""
-    if self.value.size <= STACKED_UP_TO:
+    if self.is_small:
       return self
     return Measured(self.norm(), _row_norms([self.value], [self.error])[0])
 

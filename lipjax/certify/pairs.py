@@ -28,9 +28,10 @@ from lipjax.certify.maps import (
   live,
   norms_of,
   of_source,
+  rows_at,
   rows_back,
 )
-from lipjax.certify.matrix import Rows, identity_rows
+from lipjax.certify.matrix import Rows
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import up
@@ -172,7 +173,7 @@ def _from_last_layer(known: Known, logits: int, bounds: dict[int, jax.Array]) ->
   n = known.nodes[logits].size
   if not 0 < n <= ROWS_UP_TO:
     return _of_any(n, bounds[logits])
-  i, matrix = logits, identity_rows(known.nodes[logits])
+  i, matrix = logits, rows_at(known, logits)
   while isinstance(known.part(i), LinearPart) and len(known.parents(i)) == 1:
     earlier = rows_back(known, i, 0, matrix)
     if earlier is None:

@@ -13,7 +13,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from lipjax.certify.bounds import covariance
-from lipjax.certify.bounds.layers import Layer, Layers, over_layers
+from lipjax.certify.bounds.layers import Layer, Layers, over_layers, prepared
 from lipjax.certify.fast import fast_jit
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.measure.scaling import nonzero
@@ -25,6 +25,8 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
+#: As shares of the largest: of an entry's movement, and of it times the multiplier.
+LEAST, LEAST_PRODUCT = 1e-4, 0.1
 
 
 class Multipliers(NamedTuple):
@@ -42,9 +44,7 @@ class Multipliers(NamedTuple):
 @fast_jit(static_argnums=(1,))
 def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   """An upper bound of all outputs together, after steps of gradient descent, any number of them."""
-  layers, exponents = found
-  # Entries that fill up the width are as the last output, of which they have nothing.
-  exponents = jnp.pad(exponents, (0, len(layers[-1].matrix) - len(exponents)), mode="edge")
+  layers, exponents = prepared(found.layers), found.exponents
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
   size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units)))
@@ -64,7 +64,7 @@ def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) ->
     n_steps: of gradient descent for all pairs together.
     is_each_alone: whether then so many for each.
   """
-  layers, (exponent, *_) = found
+  layers, exponent = prepared(found.layers), found.exponents[0]
   i, j = np.triu_indices(n, 1)
 
   def squares(a: jax.Array) -> jax.Array:
@@ -159,11 +159,14 @@ def first_multipliers(layers: Sequence[Layer]) -> list[Multipliers]:
     of_group = lambda x: jax.ops.segment_sum(x, layer.group, len(x))
     counts = of_group(jnp.square(layer.half) * jnp.sum(jnp.square(matrix), axis=0))
     moves = of_group(jnp.square(layer.weights) * squares)
-    ratio = jnp.sqrt(counts) / jnp.sqrt(nonzero(moves))
-    ratio = jnp.maximum(ratio, 1e-6 * nonzero(jnp.max(ratio)))
+    at_least = lambda x, share: jnp.maximum(x, share * nonzero(jnp.max(x)))
+    # What hardly moves or counts must not grow out of all proportion.
+    moves = at_least(moves, LEAST)
+    ratio = jnp.sqrt(at_least(counts * moves, LEAST_PRODUCT**2)) / moves
     squares = squares * jnp.square(layer.linear) + jnp.square(layer.half) * moves[layer.group]
     # The best share where all slopes are alike is h/(|c| + h).
-    rest = jnp.sum(jnp.abs(layer.linear) * (layer.half > 0)) / nonzero(jnp.sum(layer.half))
+    rest = jnp.sum(jnp.abs(layer.linear) * (layer.half > 0))
+    rest = rest / nonzero(jnp.sum(layer.half * layer.weights))
     share = SHARE - jnp.log(jnp.clip(rest, 1e-2, 1e6))
     return covariance.dot(jnp.square(matrix), squares), Multipliers(jnp.log(ratio) / 2, share)
 

@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from lipjax.certify.facts import ScalarPart
+from lipjax.certify.maps import half_slope, middle_slope
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import up
-from lipjax.rounding.numbers import times_above
-from lipjax.rounding.powers import exponent_of, power_of_two
+from lipjax.rounding.numbers import times_above, tiny
+from lipjax.rounding.powers import exponent_of, power_of_two, times_power_of_two
 from lipjax.rounding.products import underflow
 
-#: Layers up to this width are made the same, so that one program does for all of them.
-PADDED_UP_TO = 128
+#: Layers of such widths are made the same, so that one program does for all of them.
+PADDED_FROM, PADDED_UP_TO = 16, 128
 #: Exponents of two by which entries' units may differ.
 SPREAD = 50
 
@@ -45,15 +48,37 @@ class Layer(NamedTuple):
   group: Any
 
 
+class RawLayer(NamedTuple):
+  """A layer as a graph gives it.
+
+  Attributes:
+    matrix: G as computed, before values are in units of powers of two.
+    lost: as of a `Layer`.
+    slopes: w, and the lowest and the highest slope of the functions, (3, values).
+    before: of each value before, the exponent of its unit.
+    after: of each value.
+    read: of what the functions make of it, if they do.
+    group: as of a `Layer`.
+  """
+
+  matrix: Any
+  lost: Any
+  slopes: Any
+  before: Any
+  after: Any
+  read: Any
+  group: Any
+
+
 class Layers(NamedTuple):
   """A graph's layers; of the last one's values, the outputs, no function follows.
 
   Attributes:
-    layers: from the inputs on.
-    exponents: of each entry of the outputs, of the power of two that it is in units of.
+    layers: from the inputs on, `padded`.
+    exponents: of each of the last layer's entries, of the power of two that it is in units of.
   """
 
-  layers: list[Layer]
+  layers: list[RawLayer]
   exponents: jax.Array
 
   @property
@@ -79,46 +104,68 @@ def over_layers(
   return carry, outs
 
 
-def padded(layers: list[Layer]) -> list[Layer]:
-  """Narrow layers all of one width, a power of two, by entries that do nothing."""
-  power = lambda n: 1 << (n - 1).bit_length() if 0 < n <= PADDED_UP_TO else n
-  n_inputs, found = layers[0].matrix.shape[1], []
-  widths = [len(layer.matrix) for layer in layers]
-  width = max((power(n) for n in widths if n <= PADDED_UP_TO), default=0)
-  before = power(n_inputs)
+def padded(layers: list[RawLayer]) -> list[RawLayer]:
+  """Narrow layers and inputs all of one width, a power of two, by entries that do nothing."""
+  sizes = [layers[0].matrix.shape[1], *(len(layer.matrix) for layer in layers)]
+  widest = max((n for n in sizes if n <= PADDED_UP_TO), default=0)
+  # Few widths, as each is a program to compile.
+  width = max(1 << (widest - 1).bit_length(), PADDED_FROM) if widest else 0
+  found = []
   for layer in layers:
     n, m = layer.matrix.shape
-    more = max(width - n, 0)
-    zeros = lambda x, more=more: jnp.pad(x, (0, more))
-    matrix = jnp.pad(layer.matrix, [(0, more), (0, before - m)])
-    group = jnp.concatenate([layer.group, jnp.arange(n, n + more)])
-    weights, linear, half = map(zeros, (layer.weights, layer.linear, layer.half))
-    found.append(Layer(matrix, layer.lost, weights, linear, half, group))
-    before = n + more
+    more, earlier = max(width - n, 0), max(width - m, 0)
+    xp = jnp if isinstance(layer.slopes, jax.Array) else np
+    fill = lambda x, more=more: jnp.pad(x, (0, more), mode="edge")
+    padded_layer = RawLayer(
+      jnp.pad(layer.matrix, [(0, more), (0, earlier)]),
+      layer.lost,
+      xp.pad(layer.slopes, [(0, 0), (0, more)]),
+      fill(layer.before, earlier),
+      fill(layer.after),
+      fill(layer.read),
+      np.concatenate([layer.group, np.arange(n, n + more)]),
+    )
+    found.append(padded_layer)
   return found
 
 
-def balanced(layers: list[Layer]) -> list[Layer]:
+def prepared(raw: list[RawLayer]) -> list[Layer]:
   """Every entry in units of its own, a power of two near how far it moves beside the others.
 
   What is added for rounding is the same for all entries: it must not be more than the small ones.
   """
 
-  def step(before: jax.Array, layer: Layer) -> tuple[jax.Array, Layer]:
-    matrix = layer.matrix * before
+  def step(before: jax.Array, layer: RawLayer) -> tuple[jax.Array, Layer]:
+    exponents = layer.before - layer.after[:, None]
+    matrix = times_power_of_two(layer.matrix, exponents) * before
+    weights, linear, half = _functions(layer)
     moves = lax.stop_gradient(jnp.sum(jnp.abs(matrix), axis=1))
     exponent = exponent_of(moves / nonzero(jnp.max(moves)))
     unit = power_of_two(jnp.clip(exponent, -SPREAD, 0), moves.dtype)
-    small = underflow(2, matrix.shape, matrix.dtype)
+    small = underflow(3, matrix.shape, matrix.dtype)
     lost = up((layer.lost * jnp.max(before) + small) / jnp.min(unit))
     # An entry and its own δ are in the same units.
-    of = jnp.where((layer.weights > 0) & (layer.half > 0), 1, unit)
-    weights, half = times_above(layer.weights, of), times_above(layer.half, 1 / of)
-    rows = matrix / unit[:, None]
-    return unit, Layer(rows, lost, weights, layer.linear, half, layer.group)
+    of = jnp.where((weights > 0) & (half > 0), 1, unit)
+    weights, half = times_above(weights, of), times_above(half, 1 / of)
+    return unit, Layer(matrix / unit[:, None], lost, weights, linear, half, layer.group)
 
+  start = jnp.ones(raw[0].matrix.shape[1], raw[0].lost.dtype)
+  before, layers = over_layers(step, start, raw[:-1])
   # The outputs keep their units.
-  *inner, last = layers
-  unit, inner = over_layers(step, jnp.ones(layers[0].matrix.shape[1], layers[0].lost.dtype), inner)
-  small = underflow(1, last.matrix.shape, unit.dtype)
-  return [*inner, last._replace(matrix=last.matrix * unit, lost=up(last.lost + small))]
+  last = raw[-1]
+  matrix = times_power_of_two(last.matrix, last.before - last.after[:, None]) * before
+  lost = up(last.lost + underflow(2, matrix.shape, matrix.dtype))
+  return [*layers, Layer(matrix, lost, None, None, None, None)]
+
+
+def _functions(layer: RawLayer) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Of the functions w, c and h, w and c in units of what they make for one of what they read."""
+  weights, *slopes = layer.slopes
+  slopes = ScalarPart(*slopes)
+  unit = times_power_of_two(jnp.ones_like(weights), layer.after - layer.read)
+  middle, half = middle_slope(slopes), half_slope(slopes)
+  linear = middle * unit
+  # What would be too small to be normal is a part of the rest.
+  is_lost = jnp.abs(linear) < tiny(linear.dtype)
+  half = up(half + jnp.where(is_lost, jnp.abs(middle), 0))
+  return times_above(weights, unit), jnp.where(is_lost, 0, linear), half

@@ -2,8 +2,8 @@ r"""A graph as layers :math:`z \leftarrow c \circ (Gz) + h \circ \delta` of all 
 
 Functions are in levels: those of a level read none of each other. Before each level z are the
 values that it or a later one reads, as linear functions of what the level before gave and left.
-They are in units of powers of two near the bounds of how far they move, so that matrices and
-covariances are near 1, whatever the scale of the network is.
+Each is to be in units of a power of two near the bound of how far its node moves, so that matrices
+and covariances are near 1, whatever the scale of the network is.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import numpy as np
 from jax import lax
 
 from lipjax.certify.bounds.effort import Effort, is_worth
-from lipjax.certify.bounds.layers import Layer, Layers, balanced, padded
+from lipjax.certify.bounds.layers import Layers, RawLayer, padded
 from lipjax.certify.facts import LipschitzPart, ScalarPart
-from lipjax.certify.maps import Known, half_slope, is_nonlinear, middle_slope, rows_back
-from lipjax.certify.matrix import Rows, identity_rows
+from lipjax.certify.maps import Known, is_nonlinear, rows_at, rows_back, rows_joined
+from lipjax.certify.matrix import Rows
+from lipjax.certify.scalar.cells import outward
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import times_above, tiny
-from lipjax.rounding.powers import exponent_of, power_of_two
+from lipjax.rounding.interval import Interval
+from lipjax.rounding.powers import exponent_of, times_power_of_two
 from lipjax.rounding.products import underflow
+
+#: A node before a level of functions, or what is not read again, and its number of entries.
+_Before = tuple[int | None, int]
 
 
 class _Slot(NamedTuple):
@@ -69,8 +73,7 @@ def layers_of(
     return None
   layout = _Layout(known, bounds)
   # Inputs stand one after the other; of the values of a later layer some are not read again.
-  before: list[tuple[int | None, int]]
-  before = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
+  before: list[_Before] = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
   layers = []
   for stack in stacks:
     layer = layout.layer(stack, before)
@@ -78,8 +81,8 @@ def layers_of(
       return None
     layers.append(layer)
     before = [(slot.after, known.nodes[slot.before].size) for slot in stack]
-  units = [jnp.full(known.nodes[i].size, layout.exponent(i)) for i in outputs]
-  return Layers(balanced(padded(layers)), jnp.concatenate(units))
+  layers = padded(layers)
+  return Layers(layers, layers[-1].after)
 
 
 def _levels(known: Known, order: Sequence[int]) -> dict[int, int]:
@@ -119,35 +122,49 @@ class _Layout:
     self._known, self._bounds = known, bounds
     # Each asked for several times.
     self._rest, self._weights = functools.cache(self._rest_of), functools.cache(self._weights_of)
-    self.exponent, self._unit = functools.cache(self._exponent_of), functools.cache(self._unit_of)
+    # Distances between inputs are given, and at most 1: theirs is 0.
+    moves = [0.5 if known.part(i) is None else bounds[i] for i in sorted(bounds)]
+    self._exponents = exponent_of(jnp.stack(moves))
+    self._place = {i: place for place, i in enumerate(sorted(bounds))}
 
-  def _exponent_of(self, i: int) -> jax.Array:
-    """Of a node, of the power of two that its entries are in units of."""
-    # Distances between inputs are given, and at most 1.
-    return jnp.int32(0) if self._known.part(i) is None else exponent_of(self._bounds[i])
-
-  def layer(self, slots: Sequence[_Slot], before: Sequence[tuple[int | None, int]]) -> Layer | None:
+  def layer(self, slots: Sequence[_Slot], before: Sequence[_Before]) -> RawLayer | None:
     """From the layer before; None if something on the way is too large."""
     sizes = [self._known.nodes[slot.before].size for slot in slots]
     starts = dict(zip(slots, np.cumsum([0, *sizes]), strict=False))
-    blocks, lost, entries = [], [], []
+    rows, slopes, groups = [], [], []
     for slot, size in zip(slots, sizes, strict=True):
-      rows = self._rows(slot, before)
-      if rows is None:
+      found = self._rows(slot, before)
+      if found is None:
         return None
-      blocks.append(rows[0])
-      lost.append(rows[1])
-      group = np.arange(size) + starts[slot]
+      rows.append(found)
+      slopes.append(_joined([_full(x, size)[None] for x in self._slopes(slot)]))
+      groups.append(np.arange(size) + starts[slot])
       if slot.reader is not None and isinstance(self._known.part(slot.reader), LipschitzPart):
-        group = np.full(size, starts[_Slot(slot.reader, slot.reader, slot.reader)])
-      entries.append([jnp.ravel(jnp.broadcast_to(x, size)) for x in (*self._made(slot), group)])
-    of_entries = [jnp.concatenate(x) for x in zip(*entries, strict=True)]
-    return Layer(jnp.concatenate(blocks), up(sum(lost[1:], lost[0]), len(lost)), *of_entries)
+        groups[-1] = np.full(size, starts[_Slot(slot.reader, slot.reader, slot.reader)])
+    after = self._units([(slot.before, size) for slot, size in zip(slots, sizes, strict=True)])
+    read = [slot.before if slot.reader is None else slot.reader for slot in slots]
+    read = self._units(list(zip(read, sizes, strict=True)))
+    matrix = jnp.concatenate([jnp.concatenate(blocks, axis=1) for blocks, _ in rows])
+    return RawLayer(
+      matrix,
+      self._lost(slots, before, [lost for _, lost in rows], matrix.shape),
+      _joined(slopes, 1),
+      self._units(before),
+      after,
+      read,
+      np.concatenate(groups),
+    )
+
+  def _units(self, nodes: Sequence[_Before]) -> jax.Array:
+    """For each entry of nodes the exponent of the power of two that it is in units of."""
+    place = lambda i: 0 if i is None else self._place[i]
+    places = np.concatenate([np.full(size, place(i)) for i, size in nodes])
+    return self._exponents.at[places].get(mode="promise_in_bounds")
 
   def _rows(
-    self, slot: _Slot, before: Sequence[tuple[int | None, int]]
-  ) -> tuple[jax.Array, jax.Array] | None:
-    """Of a slot in G, and at least the norm of what they have lost."""
+    self, slot: _Slot, before: Sequence[_Before]
+  ) -> tuple[list[jax.Array], list[jax.Array | None]] | None:
+    """Of a slot in G, for each node before, and at least the norm of what they have lost."""
     node = self._known.nodes[slot.before]
     ways = self._ways(slot, {i for i, _ in before})
     if ways is None:
@@ -156,14 +173,38 @@ class _Layout:
     for i, size in before:
       if i is None or i not in ways:
         blocks.append(jnp.zeros((node.size, size), node.wide))
+        lost.append(None)
         continue
-      unit = self._unit(i, slot.before)
+      block, error = ways[i].value.reshape((node.size, size)), lax.stop_gradient(ways[i].error)
       if slot.reader == slot.before:
-        unit = unit * self._rest(slot.before)[1]
-      blocks.append(ways[i].value.reshape((node.size, size)) * unit)
-      lost.append(lax.stop_gradient(ways[i].error) * unit)
-    small = underflow(len(lost) + 1, (node.size, sum(n for _, n in before)), node.wide)
-    return jnp.concatenate(blocks, axis=1), up(jnp.asarray(sum(lost, small)), len(lost) + 1)
+        is_split = self._rest(slot.before)[1]
+        block, error = block * is_split, error * is_split
+      blocks.append(block)
+      lost.append(error)
+    return blocks, lost
+
+  def _lost(
+    self,
+    slots: Sequence[_Slot],
+    before: Sequence[_Before],
+    errors: Sequence[Sequence[jax.Array | None]],
+    shape: tuple[int, ...],
+  ) -> jax.Array:
+    """At least the norm of what a layer's matrix has lost, in the units of its values."""
+    found = [
+      (error, i, slot.before)
+      for slot, of_slot in zip(slots, errors, strict=True)
+      for error, (i, _) in zip(of_slot, before, strict=True)
+      if error is not None
+    ]
+    wide = jnp.result_type(*(self._known.nodes[slot.before].wide for slot in slots))
+    small = jnp.asarray(underflow(len(found) + 1, shape, wide), wide)
+    if not found:
+      return small
+    error, i, k = zip(*found, strict=True)
+    one = lambda nodes: self._units([(node, 1) for node in nodes])
+    lost = times_power_of_two(jnp.stack(error).astype(wide), one(i) - one(k))
+    return up(jnp.sum(lost) + small, len(found) + 1)
 
   def _ways(self, slot: _Slot, before: set[int | None]) -> dict[int, Rows] | None:
     """The matrices to a slot; of a function's result to its linear part."""
@@ -171,7 +212,7 @@ class _Layout:
     is_result = slot.reader == target
     if is_result and self._rest(target)[1] is None:
       return {}
-    ways: dict[int, Rows] = {target: identity_rows(known.nodes[target])}
+    ways: dict[int, Rows] = {target: rows_at(known, target)}
     found: dict[int, Rows] = {}
     for i in range(target, -1, -1):
       if i not in ways:
@@ -184,30 +225,23 @@ class _Layout:
         earlier = rows_back(known, i, k, way)
         if earlier is None:
           return None
-        ways[parent] = ways[parent].plus(earlier) if parent in ways else earlier
+        ways[parent] = rows_joined(known, ways[parent], earlier) if parent in ways else earlier
     return found
 
-  def _made(self, slot: _Slot) -> tuple[Any, Any, Any]:
-    """w, c and h."""
+  def _slopes(self, slot: _Slot) -> tuple[Any, Any, Any]:
+    """Of the function w, and the lowest and the highest slope."""
     if slot.reader is None:
-      return 0.0, 1.0, 0.0
-    if slot.before == slot.reader:
       return 0.0, 1.0, 1.0
+    if slot.before == slot.reader:  # c = h = 1
+      return 0.0, 0.0, 2.0
     part = self._known.part(slot.reader)
-    unit = self._unit(slot.before, slot.reader)
-    if isinstance(part, ScalarPart):
-      middle, half = (jnp.ravel(x) for x in (middle_slope(part), half_slope(part)))
-      linear = middle * unit
-      # What would be too small to be normal is a part of the rest.
-      is_lost = jnp.abs(linear) < tiny(linear.dtype)
-      half = times_above(half + jnp.where(is_lost, jnp.abs(middle), 0), unit)
-      return 1.0, jnp.where(is_lost, 0, linear), half
-    weight = self._weights(slot.reader)[slot.before]
-    return times_above(weight, unit), 1.0, 0.0
-
-  def _unit_of(self, i: int, k: int) -> jax.Array:
-    """What one node's numbers are multiplied by to be in the units of another's."""
-    return power_of_two(self.exponent(i) - self.exponent(k), self._known.nodes[k].wide)
+    if not isinstance(part, ScalarPart):
+      return self._weights(slot.reader)[slot.before], 1.0, 1.0
+    lower, upper = part.lower, part.upper
+    if not (isinstance(lower, jax.Array) or isinstance(upper, jax.Array)):
+      ends = Interval(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
+      lower, upper = outward(ends, self._known.nodes[slot.reader].wide)
+    return 1.0, lower, upper
 
   def _rest_of(self, i: int) -> tuple[list[Any], Any]:
     """A function's constants, less its linear part's where that is less; and 1 there, else 0."""
@@ -234,3 +268,17 @@ class _Layout:
       roots = lax.stop_gradient(jnp.sqrt(shares))
       weights = {k: up(w / roots[j]) for j, (k, w) in enumerate(weights.items())}
     return weights
+
+
+# What does not depend on an array costs no operation.
+
+
+def _full(x: Any, size: int) -> Any:
+  """One number for each entry."""
+  xp = jnp if isinstance(x, jax.Array) else np
+  return xp.broadcast_to(xp.ravel(x), size)
+
+
+def _joined(parts: Sequence[Any], axis: int = 0) -> Any:
+  xp = jnp if any(isinstance(x, jax.Array) for x in parts) else np
+  return xp.concatenate(parts, axis)
