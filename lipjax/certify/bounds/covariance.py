@@ -1,4 +1,4 @@
-r"""Ellipsoids that differences stay in: a bound as tight as the semidefinite program LipSDP.
+r"""Ellipsoids that differences stay in: LipSDP's semidefinite program, a layer at a time.
 
 All values z of a layer together differ between two inputs at a distance of at most 1 by some z
 with :math:`z^T A^{-1} z \le 1`; at the inputs A is the identity. Functions make
