@@ -13,10 +13,10 @@ from jax.core import Tracer
 from lipjax.certify.domain import check_domain, domains, is_domain
 from lipjax.certify.facts import Facts
 from lipjax.certify.fast import fast_jit, is_traced_here
-from lipjax.certify.graph import Graph, Node, rewritten
+from lipjax.certify.graph import Graph, Node, merged, rewritten
 from lipjax.certify.numbers import are_numbers
 from lipjax.certify.patterns import PATTERNS
-from lipjax.certify.patterns.joined import extremes
+from lipjax.certify.patterns.extremes import extremes, extremes_of_pairs
 from lipjax.certify.patterns.scalars import fused
 from lipjax.certify.reading.reader import moving_leaves, read
 from lipjax.certify.sweep import facts_of
@@ -63,7 +63,8 @@ def on_arrays(
 
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
   """The graph with everything in it that is told by more than one primitive."""
-  return rewritten(fused(rewritten(graph, PATTERNS), list(arrays)), (extremes,))
+  scalars = fused(rewritten(graph, PATTERNS), list(arrays))
+  return merged(rewritten(scalars, (extremes, extremes_of_pairs)))
 
 
 def nodes_of(fn: Callable[..., Any], *args: Any) -> Sequence[Node]:

@@ -102,11 +102,13 @@ class Depends(NamedTuple):
     part: the function that it is of its parents.
     parents: their places.
     multiple: the place of a node that it is a multiple of, a constant apart, and the factor.
+    seen: the same in a way that says more of directions, for ellipsoids, and less by norms.
   """
 
   part: Part | None = None
   parents: tuple[int, ...] = ()
   multiple: tuple[int, float] | None = None
+  seen: Depends | None = None
 
 
 class Facts(NamedTuple):

@@ -183,3 +183,20 @@ def rewritten(graph: Graph, rules: Iterable[Rewrite]) -> Graph:
       nodes.append(new._replace(inputs=inputs, line=new.line or node.line))
     places.append(len(nodes) - 1)
   return pruned(nodes, [places[i] for i in graph.outputs])
+
+
+def merged(graph: Graph) -> Graph:
+  """Nodes that are the same function of the same nodes as one."""
+  nodes: list[Node] = []
+  found: dict[Node, int] = {}
+  places: list[int] = []
+  for node in graph.nodes:
+    new = node._replace(inputs=tuple(places[k] for k in node.inputs))
+    try:
+      place = found.setdefault(new._replace(line=""), len(nodes))
+    except TypeError:  # parameters of others that do not compare
+      place = len(nodes)
+    if place == len(nodes):
+      nodes.append(new)
+    places.append(place)
+  return Graph(tuple(nodes), tuple(places[i] for i in graph.outputs))

@@ -190,8 +190,8 @@ def engines(effort: Effort) -> Callable[[Graph, list[Facts]], dict[str, Any]]:
     order = live(known, outputs)
     compute_norms(norms_of(known, order))
     by_node = {"product": product_bounds(known, order)}
-    layers = layers_of(known, order, graph.outputs, by_node["product"], effort)
-    if layers is None or effort == "tight" or not _is_scalar(known, order):
+    layers = layers_of(known, graph.outputs, by_node["product"], effort)
+    if layers is None or effort == "tight" or not _is_chain(known, order):
       by_node["liplt"] = liplt_bounds(known, order, outputs)
     found = {name: hypotenuse([b[i] for i in graph.outputs]) for name, b in by_node.items()}
     return found if layers is None else found | {"ellipsoid": layers}
@@ -207,6 +207,7 @@ def finished(effort: Effort, found: dict[str, Any]) -> dict[str, jax.Array]:
   return found
 
 
-def _is_scalar(known: Known, order: Sequence[int]) -> bool:
-  """Whether all functions are of single entries: LipLT was never 1e-3 below the ellipsoid there."""
-  return not any(isinstance(known.part(i), LipschitzPart) for i in order)
+def _is_chain(known: Known, order: Sequence[int]) -> bool:
+  """Whether functions of single entries follow one another: LipLT was never 1e-3 better there."""
+  is_scalar = not any(isinstance(known.part(i), LipschitzPart) for i in order)
+  return is_scalar and all(len(known.parents(i)) <= 1 for i in order)

@@ -47,6 +47,13 @@ class Known:
     """How a node depends on its parents."""
     return self.facts[i].depends.part
 
+  def seen(self) -> Known:
+    """With what says more of directions, where there is something."""
+    if all(facts.depends.seen is None for facts in self.facts):
+      return self
+    facts = [x._replace(depends=x.depends.seen or x.depends) for x in self.facts]
+    return Known(self.nodes, facts)
+
   def is_small(self, i: int) -> bool:
     """Whether maps to a node are followed as matrices, not by norms alone."""
     return 0 < self.nodes[i].size <= ROWS_UP_TO

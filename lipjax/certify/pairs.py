@@ -133,7 +133,7 @@ def _pairs(effort: Effort) -> Callable[[Graph, list[Facts]], tuple[jax.Array, La
       _from_last_layer(known, logits, of_nodes),
       _liplt(known, logits, order, of_nodes),
     ]
-    layers = layers_of(known, order, [logits], of_nodes, effort)
+    layers = layers_of(known, [logits], of_nodes, effort)
     return functools.reduce(jnp.fmin, ways), layers
 
   return pairs

@@ -103,8 +103,7 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   if not is_certified:
     v = solve_triangular(jnp.linalg.cholesky(rest), right.T, lower=True)
     return a + dot(v.T, v)
-  small = underflow(8, a.shape, a.dtype)
-  shift = 16 * unit * (n + 16)
+  small, shift = underflow(8, a.shape, a.dtype), _shift(n, a.dtype)
   shifted = rest - shift * jnp.eye(n, dtype=a.dtype)
   factor = jnp.linalg.cholesky(shifted)
   off = _norm(product(factor, factor.T) - shifted)
@@ -124,6 +123,16 @@ def _(is_certified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.A
   x = _raised(is_certified, a, d)
   z = jnp.eye(len(a), dtype=a.dtype) + x * jnp.square(d)
   return x, dot(dot(z, da), z.T) + dot(x * (2 * d * dd), x)
+
+
+def _shift(n: int, dtype) -> float:
+  """What is taken from I - B: more than Cholesky's residual."""
+  return 16 * unit_roundoff(dtype) * (n + 16)
+
+
+def most(n: int, dtype) -> float:
+  """How large an eigenvalue of B may be."""
+  return 1 - max(float(jnp.finfo(dtype).eps) ** 0.5, 8 * _shift(n, dtype))
 
 
 def _enlarged(x: jax.Array, by: Any) -> jax.Array:

@@ -18,9 +18,19 @@ import numpy as np
 from jax import lax
 
 from lipjax.certify.bounds.effort import Effort, is_worth
+from lipjax.certify.bounds.graph import product_bounds
 from lipjax.certify.bounds.layers import Layers, RawLayer, padded
 from lipjax.certify.facts import LipschitzPart, ScalarPart
-from lipjax.certify.maps import Known, is_nonlinear, rows_at, rows_back, rows_joined
+from lipjax.certify.linear import compute_norms
+from lipjax.certify.maps import (
+  Known,
+  is_nonlinear,
+  live,
+  norms_of,
+  rows_at,
+  rows_back,
+  rows_joined,
+)
 from lipjax.certify.matrix import Rows
 from lipjax.certify.scalar.cells import outward
 from lipjax.measure.scaling import nonzero
@@ -49,21 +59,18 @@ class _Slot(NamedTuple):
 
 
 def layers_of(
-  known: Known,
-  order: Sequence[int],
-  outputs: Sequence[int],
-  bounds: Mapping[int, Any],
-  effort: Effort,
+  known: Known, outputs: Sequence[int], bounds: Mapping[int, Any], effort: Effort
 ) -> Layers | None:
   """The layers to the outputs, or None: not worth the effort, or nothing nonlinear.
 
   Args:
     known: about the graph.
-    order: the nodes that the outputs depend on, parents first.
     outputs: the nodes in question.
-    bounds: of each node, by another engine.
+    bounds: of each node that they depend on, by another engine.
     effort: how much work they are worth.
   """
+  known = known.seen()
+  order = live(known, outputs)
   levels = _levels(known, order)
   n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
   stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
@@ -71,6 +78,9 @@ def layers_of(
   sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
   if n_levels == 0 or min(sizes) == 0 or not is_worth(effort, sizes):
     return None
+  if any(i not in bounds for i in order):
+    compute_norms(norms_of(known, order))
+    bounds = product_bounds(known, order) | dict(bounds)
   layout = _Layout(known, bounds)
   # Inputs stand one after the other; of the values of a later layer some are not read again.
   before: list[_Before] = [(i, known.nodes[i].size) for i in order if known.part(i) is None]

@@ -30,14 +30,6 @@ def joined(graph: Graph, name: str, places: Sequence[int], node: Node) -> list[N
   return [*rows, stack, function]
 
 
-def extremes(graph: Graph, i: int) -> list[Node] | None:
-  """The larger, or the lesser, of two arrays, and what is cut off at limits that move."""
-  node = graph.nodes[i]
-  is_it = node.name in ("max", "min", "clamp") and all(graph.nodes[k].moves for k in node.inputs)
-  alike = all(graph.nodes[k].shape == node.shape for k in node.inputs)
-  return joined(graph, node.name, node.inputs, node) if is_it and alike else None
-
-
 def log_add_exp(graph: Graph, i: int) -> list[Node] | None:
   """``max(a, b) + log1p(exp(-|a - b|))``."""
   node = graph.nodes[i]

@@ -1,4 +1,4 @@
-"""Functions of several arrays that are 1-Lipschitz in all of them together."""
+"""Functions of several arrays that are 1-Lipschitz in all of them together; in two ways."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.certify.facts import Depends, LipschitzPart, Operand, Range
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Range
 from lipjax.certify.graph import Node
+from lipjax.certify.linear import moved
 from lipjax.certify.primitives.ranges import widened
 from lipjax.certify.primitives.record import record
 
@@ -33,6 +34,29 @@ def of_rows(node: Node, x: Operand) -> Depends:
   """Slope 1 of all arrays together: max, min, clamp, logaddexp and hypot of arrays that move."""
   del node
   return Depends(LipschitzPart((1.0,)), (x.place,))
+
+
+@record(
+  "either", range=lambda node, one, other: one, examples=[lambda x: jnp.maximum(x, x[:, ::-1])]
+)
+def either(node: Node, by_norms: Operand, by_difference: Operand) -> Depends:
+  """The larger and the lesser of two: by norms as such, in ellipsoids by the difference."""
+  del node
+  seen = Depends(moved(lambda x: x), (by_difference.place,))
+  return by_norms.facts.depends._replace(seen=seen)
+
+
+@record("half_sum", examples=[lambda x: jnp.minimum(x, x[:, ::-1])])
+def half_sum(node: Node, *operands: Operand) -> Depends:
+  """A half for each of a + b and |a - b|."""
+  sign = node.params["sign"]
+  part = LinearPart(
+    lambda total, apart: (total + sign * apart) / 2,
+    (lambda: 0.5, lambda: 0.5),
+    roundings=2,
+    magnitude=lambda total, apart: (total + apart) / 2,
+  )
+  return Depends(part, tuple(x.place for x in operands))
 
 
 def _monotone(function: Callable[..., jax.Array]) -> Callable[..., Range]:
