@@ -82,7 +82,8 @@ class Rows:
 
   def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
-    return Rows(*_scaled(self.value, self.error, factor))
+    # Numbers that are known are wider; that they are rounded counts as the product's rounding does.
+    return Rows(*_scaled(self.value, self.error, jnp.asarray(factor, self.value.dtype)))
 
   def plus(self, other: Rows) -> Rows:
     """Of two ways to the target."""

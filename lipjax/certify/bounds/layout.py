@@ -130,11 +130,15 @@ class _Layout:
 
   def __init__(self, known: Known, bounds: Mapping[int, Any]):
     self._known, self._bounds = known, bounds
+    # One dtype for all layers, as wide as each node's and each slope's.
+    parts = [part for part in map(known.part, bounds) if isinstance(part, ScalarPart)]
+    slopes = [x for part in parts for x in (part.lower, part.upper) if isinstance(x, jax.Array)]
+    self._wide = jnp.result_type(*slopes, *(known.nodes[i].wide for i in bounds))
     # Each asked for several times.
     self._rest, self._weights = functools.cache(self._rest_of), functools.cache(self._weights_of)
     # Distances between inputs are given, and at most 1: theirs is 0.
     moves = [0.5 if known.part(i) is None else bounds[i] for i in sorted(bounds)]
-    self._exponents = exponent_of(jnp.stack(moves))
+    self._exponents = exponent_of(jnp.stack(moves).astype(self._wide))
     self._place = {i: place for place, i in enumerate(sorted(bounds))}
 
   def layer(self, slots: Sequence[_Slot], before: Sequence[_Before]) -> RawLayer | None:
@@ -155,10 +159,11 @@ class _Layout:
     read = [slot.before if slot.reader is None else slot.reader for slot in slots]
     read = self._units(list(zip(read, sizes, strict=True)))
     matrix = jnp.concatenate([jnp.concatenate(blocks, axis=1) for blocks, _ in rows])
+    matrix = matrix.astype(self._wide)
     return RawLayer(
       matrix,
       self._lost(slots, before, [lost for _, lost in rows], matrix.shape),
-      _joined(slopes, 1),
+      _joined(slopes, 1).astype(self._wide),
       self._units(before),
       after,
       read,
@@ -207,13 +212,12 @@ class _Layout:
       for error, (i, _) in zip(of_slot, before, strict=True)
       if error is not None
     ]
-    wide = jnp.result_type(*(self._known.nodes[slot.before].wide for slot in slots))
-    small = jnp.asarray(underflow(len(found) + 1, shape, wide), wide)
+    small = jnp.asarray(underflow(len(found) + 1, shape, self._wide), self._wide)
     if not found:
       return small
     error, i, k = zip(*found, strict=True)
     one = lambda nodes: self._units([(node, 1) for node in nodes])
-    lost = times_power_of_two(jnp.stack(error).astype(wide), one(i) - one(k))
+    lost = times_power_of_two(jnp.stack(error).astype(self._wide), one(i) - one(k))
     return up(jnp.sum(lost) + small, len(found) + 1)
 
   def _ways(self, slot: _Slot, before: set[int | None]) -> dict[int, Rows] | None:
