@@ -13,7 +13,7 @@ from jax.core import Tracer
 from lipjax.certify.domain import check_domain, domains, is_domain
 from lipjax.certify.facts import Facts
 from lipjax.certify.fast import fast_jit, is_traced_here
-from lipjax.certify.graph import Graph, Node, merged, rewritten
+from lipjax.certify.graph import Graph, Node, rewritten, without_copies
 from lipjax.certify.numbers import are_numbers
 from lipjax.certify.patterns import PATTERNS
 from lipjax.certify.patterns.extremes import extremes, extremes_of_pairs
@@ -64,7 +64,7 @@ def on_arrays(
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
   """The graph with everything in it that is told by more than one primitive."""
   scalars = fused(rewritten(graph, PATTERNS), list(arrays))
-  return merged(rewritten(scalars, (extremes, extremes_of_pairs)))
+  return without_copies(rewritten(scalars, (extremes, extremes_of_pairs)))
 
 
 def nodes_of(fn: Callable[..., Any], *args: Any) -> Sequence[Node]:

@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lipjax.certify.bounds.graph import liplt_bounds
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Facts
 from lipjax.certify.graph import Graph, Node
-from lipjax.certify.linear import compute_norms
-from lipjax.certify.lipschitz import engines, finished
-from lipjax.certify.maps import Known, gains, hypotenuse, live, norms_of
+from lipjax.certify.lipschitz import bounds_of, finished
+from lipjax.certify.maps import Known, gains, live
 
 
 class ExplanationStep(NamedTuple):
@@ -130,10 +128,8 @@ def explain(
 def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, Any]]:
   """Of each step what is known; and the bounds of the whole."""
   known = Known(graph.nodes, facts)
-  outputs = list(dict.fromkeys(graph.outputs))
-  order = live(known, outputs)
-  compute_norms(norms_of(known, order))
-  bounds = liplt_bounds(known, order, outputs)
+  by_node, by_engine = bounds_of(graph, known, "default", has_liplt=True)
+  bounds = by_node["liplt"]
   steps = [
     {
       "place": jnp.asarray(i),
@@ -142,10 +138,9 @@ def _numbers(graph: Graph, facts: list[Facts]) -> tuple[Any, dict[str, Any]]:
       "bound": bounds[i],
       "width": _width(facts[i]),
     }
-    for i in order
+    for i in live(known, graph.outputs)
   ]
-  whole = hypotenuse([bounds[i] for i in graph.outputs])
-  return steps, engines("default")(graph, facts) | {"liplt": whole}
+  return steps, by_engine
 
 
 def _width(facts: Facts) -> Any:

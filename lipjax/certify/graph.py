@@ -185,7 +185,7 @@ def rewritten(graph: Graph, rules: Iterable[Rewrite]) -> Graph:
   return pruned(nodes, [places[i] for i in graph.outputs])
 
 
-def merged(graph: Graph) -> Graph:
+def without_copies(graph: Graph) -> Graph:
   """Nodes that are the same function of the same nodes as one."""
   nodes: list[Node] = []
   found: dict[Node, int] = {}

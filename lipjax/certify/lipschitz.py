@@ -185,18 +185,24 @@ def engines(effort: Effort) -> Callable[[Graph, list[Facts]], dict[str, Any]]:
   """What gives upper bounds of all outputs together, by the engine's name; layers for one."""
 
   def bounds(graph: Graph, facts: list[Facts]) -> dict[str, Any]:
-    known = Known(graph.nodes, facts)
-    outputs = list(dict.fromkeys(graph.outputs))
-    order = live(known, outputs)
-    compute_norms(norms_of(known, order))
-    by_node = {"product": product_bounds(known, order)}
-    layers = layers_of(known, graph.outputs, by_node["product"], effort)
-    if layers is None or effort == "tight" or not _is_chain(known, order):
-      by_node["liplt"] = liplt_bounds(known, order, outputs)
-    found = {name: hypotenuse([b[i] for i in graph.outputs]) for name, b in by_node.items()}
-    return found if layers is None else found | {"ellipsoid": layers}
+    return bounds_of(graph, Known(graph.nodes, facts), effort)[1]
 
   return bounds
+
+
+def bounds_of(
+  graph: Graph, known: Known, effort: Effort, *, has_liplt: bool = False
+) -> tuple[dict[str, dict[int, jax.Array]], dict[str, Any]]:
+  """By the engine's name the bounds of each node, and of all outputs together; layers for one."""
+  outputs = list(dict.fromkeys(graph.outputs))
+  order = live(known, outputs)
+  compute_norms(norms_of(known, order))
+  by_node = {"product": product_bounds(known, order)}
+  layers = layers_of(known, graph.outputs, by_node["product"], effort)
+  if has_liplt or layers is None or effort == "tight" or not _is_chain(known, order):
+    by_node["liplt"] = liplt_bounds(known, order, outputs)
+  found = {name: hypotenuse([b[i] for i in graph.outputs]) for name, b in by_node.items()}
+  return by_node, found if layers is None else found | {"ellipsoid": layers}
 
 
 def finished(effort: Effort, found: dict[str, Any]) -> dict[str, jax.Array]:

@@ -29,7 +29,7 @@ ENTRIES_UP_TO = 2**22
 Way = Rows | jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Known:
   """Nodes, parents first, and what is known of each."""
 
@@ -38,9 +38,9 @@ class Known:
   _memo: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   def once(self, fn: Callable[..., Any], *args: Any) -> Any:
-    """``fn(self, *args)``, and the same object again: engines go the same ways from a target."""
+    """``fn(*args)``, and the same object again: engines go the same ways from a target."""
     if (fn, args) not in self._memo:
-      self._memo[fn, args] = fn(self, *args)
+      self._memo[fn, args] = fn(*args)
     return self._memo[fn, args]
 
   def part(self, i: int) -> Part | None:
@@ -209,10 +209,8 @@ def backward(
   known: Known, target: int, order: Sequence[int], *, splits: bool = True
 ) -> Iterator[tuple[int, Way]]:
   """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
-  ways: dict[int, Way] = {}
-  ways[target] = (
-    rows_at(known, target) if known.is_small(target) else jnp.ones((), known.nodes[target].wide)
-  )
+  one = lambda: jnp.ones((), known.nodes[target].wide)
+  ways: dict[int, Way] = {target: rows_at(known, target) if known.is_small(target) else one()}
   for i in reversed([i for i in order if i <= target]):
     if i not in ways:
       continue
@@ -228,27 +226,22 @@ def backward(
 
 def rows_at(known: Known, target: int) -> Rows:
   """The matrix from a target to itself."""
-  return known.once(_identity, target)
+  return known.once(_identity, known, target)
 
 
 def rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
   """The matrix from the k-th parent of a node on; None if it is too large."""
-  return (
-    known.once(_rows_back, i, k, matrix) if matrix.is_small else _rows_back(known, i, k, matrix)
-  )
+  args = known, i, k, matrix
+  return known.once(_rows_back, *args) if matrix.is_small else _rows_back(*args)
 
 
 def rows_joined(known: Known, one: Rows, other: Rows) -> Rows:
   """Of two ways to the target."""
-  return known.once(_plus, one, other) if one.is_small else one.plus(other)
+  return known.once(Rows.plus, one, other) if one.is_small else one.plus(other)
 
 
 def _identity(known: Known, target: int) -> Rows:
   return identity_rows(known.nodes[target])
-
-
-def _plus(_: Known, one: Rows, other: Rows) -> Rows:
-  return one.plus(other)
 
 
 def _rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:

@@ -82,8 +82,7 @@ class Rows:
 
   def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
-    # Numbers that are known are wider; that they are rounded counts as the product's rounding does.
-    return Rows(*_scaled(self.value, self.error, jnp.asarray(factor, self.value.dtype)))
+    return Rows(*_scaled(self.value, self.error, factor))
 
   def plus(self, other: Rows) -> Rows:
     """Of two ways to the target."""
@@ -118,12 +117,13 @@ class Rows:
 
 @fast_jit()
 def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
-  scaled = value * factor
+  # Slopes are wider where there are 64 bits. That the product is rounded once more is in `lost`.
+  scaled = (value * factor).astype(value.dtype)
   size, largest = _norm_above(scaled), jnp.max(jnp.abs(factor), initial=0)
   low = _too_small(value.size, 3, value.dtype)
   moves = (jnp.any(value != 0) | (error > 0)) & (largest > 0)
   lost = 2 * unit_roundoff(value.dtype) * size + jnp.where(moves, low, 0)
-  return scaled, up(largest * error + lost), size
+  return scaled, up(largest * error + lost).astype(value.dtype), size
 
 
 @fast_jit()

@@ -15,6 +15,8 @@ from jax.extend.core import Primitive
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Range, ScalarPart
 from lipjax.certify.graph import Node
+from lipjax.certify.scalar.cells import outward
+from lipjax.rounding.interval import Interval
 
 #: ``rule(eqn, *operands)`` gives the equation's results.
 Rule = Callable[..., Any]
@@ -204,8 +206,10 @@ def scalar_node(aval: Any, node: Any, lower: Any, upper: Any) -> Any:
   if not (is_traced or np.all(in_order)):
     msg = f"The smallest slope must be at most the largest one, got {lower} and {upper}."
     raise ValueError(msg)
-  slopes = xp.where(in_order, lower, -np.inf), xp.where(in_order, upper, np.inf)
-  return Depends(ScalarPart(*slopes), (node.place,))
+  ends = xp.where(in_order, lower, -np.inf), xp.where(in_order, upper, np.inf)
+  if not is_traced:
+    ends = outward(Interval(*map(np.asarray, ends)), node.node.wide)
+  return Depends(ScalarPart(*ends), (node.place,))
 
 
 def linear_node(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,12 +48,9 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
   size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units)))
-  multipliers = improved(layers, size, n_steps)
-
-  def square(a: jax.Array) -> jax.Array:
-    return gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
-
-  return _bound(up(certified(layers, multipliers, square)), largest)
+  a = certified(layers, improved(layers, size, n_steps), size)
+  square = gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
+  return _bound(up(square), largest)
 
 
 @fast_jit(static_argnums=(1, 2, 3))
@@ -80,13 +76,15 @@ def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) ->
     return jnp.maximum(squares(a) + rounding, jnp.finfo(a.dtype).tiny)
 
   logs = lambda a: jnp.log(nonzero(squares(a)))
-  together = improved(layers, lambda a: jnp.mean(logs(a)), n_steps)
-  bounds = certified(layers, together, squares_above)
+  mean = lambda a: jnp.mean(logs(a))
+  together = improved(layers, mean, n_steps)
+  bounds = squares_above(certified(layers, together, mean))
   if is_each_alone:
 
     def alone(k: jax.Array) -> jax.Array:
-      own = improved(layers, lambda a: logs(a)[k], n_steps, together)
-      return jnp.fmin(certified(layers, own, squares_above)[k], bounds[k])
+      size = lambda a: logs(a)[k]
+      own = improved(layers, size, n_steps, together)
+      return jnp.fmin(squares_above(certified(layers, own, size))[k], bounds[k])
 
     bounds = lax.map(alone, jnp.arange(len(i)))
   bounds = _bound(up(bounds), exponent)
@@ -119,20 +117,28 @@ def ellipsoid(
 
 
 def certified(
-  layers: Sequence[Layer], multipliers: Sequence[Multipliers], of: Callable[[jax.Array], jax.Array]
+  layers: Sequence[Layer],
+  multipliers: Sequence[Multipliers],
+  objective: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-  """The least of a function of A, rounding included, for multipliers up to parts of their limit.
+  """The last A, rounding included, for multipliers up to the best part of their limit.
 
-  Near it rounding is much, and far from it the ellipsoid is large.
+  Near it rounding is much, or there is no factor, and far from it the ellipsoid is large.
   """
 
-  def up_to(most: jax.Array) -> jax.Array:
-    parts = [x._replace(share=jnp.minimum(x.share, most)) for x in multipliers]
-    return of(ellipsoid(layers, parts, is_certified=True))
+  def up_to(layers: Sequence[Layer], cap: jax.Array, *, is_certified: bool) -> jax.Array:
+    parts = [x._replace(share=jnp.minimum(x.share, cap)) for x in multipliers]
+    return ellipsoid(layers, parts, is_certified=is_certified)
 
+  fixed = lax.stop_gradient(list(layers))
   # Of the logistic function: all of the limit, and 0.999, 0.99 and 0.9 of it.
-  mosts = jnp.asarray([jnp.inf, 6.9, 4.6, 2.2], layers[0].matrix.dtype)
-  return functools.reduce(jnp.fmin, lax.map(up_to, mosts))
+  caps = jnp.asarray([jnp.inf, 6.9, 4.6, 2.2], fixed[0].matrix.dtype)
+  found = lax.map(lambda cap: up_to(fixed, cap, is_certified=True), caps)
+  sizes = jax.vmap(objective)(found)
+  best = jnp.argmin(jnp.where(jnp.isnan(sizes), jnp.inf, sizes))
+  # The derivative is that without margins, which have none.
+  plain = up_to(layers, caps[best], is_certified=False)
+  return found[best] + (plain - lax.stop_gradient(plain))
 
 
 def improved(
@@ -219,7 +225,9 @@ def largest_eigenvalue(b: jax.Array) -> jax.Array:
   fixed = lax.stop_gradient(b)
   norm = nonzero(jnp.sqrt(jnp.sum(jnp.square(fixed))))
   power, above = lax.fori_loop(0, 5, square, (fixed / norm, jnp.log(norm)))
-  above = above + jnp.log(jnp.clip(jnp.max(jnp.sum(jnp.abs(power), axis=1)), 0.1, 1)) / 2**5
+  # Of a matrix of norm 1 it is at least the root of 1 / rows.
+  row = jnp.clip(jnp.max(jnp.sum(jnp.abs(power), axis=1)), len(b) ** -0.5, 1)
+  above = above + jnp.log(row) / 2**5
   quotient = jnp.sum(power * b)
   return quotient * lax.stop_gradient(jnp.exp(above) / nonzero(quotient))
 

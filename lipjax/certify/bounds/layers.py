@@ -55,7 +55,7 @@ class RawLayer(NamedTuple):
     matrix: G as computed, before values are in units of powers of two.
     lost: as of a `Layer`.
     slopes: w, and the lowest and the highest slope of the functions, (3, values).
-    before: of each value before, the exponent of its unit.
+    before: of each value before, the exponent of its unit; in a graph, which node it is of.
     after: of each value.
     read: of what the functions make of it, if they do.
     group: as of a `Layer`.
@@ -115,7 +115,7 @@ def padded(layers: list[RawLayer]) -> list[RawLayer]:
     n, m = layer.matrix.shape
     more, earlier = max(width - n, 0), max(width - m, 0)
     xp = jnp if isinstance(layer.slopes, jax.Array) else np
-    fill = lambda x, more=more: jnp.pad(x, (0, more), mode="edge")
+    fill = lambda x, more=more: np.pad(x, (0, more), mode="edge")
     padded_layer = RawLayer(
       jnp.pad(layer.matrix, [(0, more), (0, earlier)]),
       layer.lost,
@@ -168,4 +168,16 @@ def _functions(layer: RawLayer) -> tuple[jax.Array, jax.Array, jax.Array]:
   # What would be too small to be normal is a part of the rest.
   is_lost = jnp.abs(linear) < tiny(linear.dtype)
   half = up(half + jnp.where(is_lost, jnp.abs(middle), 0))
-  return times_above(weights, unit), jnp.where(is_lost, 0, linear), half
+  # A unit that is too small to be normal must not make a function constant.
+  unit = jnp.maximum(unit, tiny(unit.dtype))
+  weights = times_above(weights, unit)
+  # Of w and h only the product counts: large slopes make one of them small, the other one large.
+  top = jax.ops.segment_max(weights, layer.group, len(weights))[layer.group]
+  balance = exponent_of(nonzero(top))
+  weights, half = _in_units(weights, -balance), _in_units(half, balance)
+  return weights, jnp.where(is_lost, 0, linear), half
+
+
+def _in_units(x: jax.Array, exponent: jax.Array) -> jax.Array:
+  """Times a power of two, and above 0 where it was."""
+  return jnp.where(x > 0, jnp.maximum(times_power_of_two(x, exponent), tiny(x.dtype)), 0)

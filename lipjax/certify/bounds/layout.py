@@ -1,16 +1,15 @@
 r"""A graph as layers :math:`z \leftarrow c \circ (Gz) + h \circ \delta` of all values together.
 
-Functions are in levels: those of a level read none of each other. Before each level z are the
-values that it or a later one reads, as linear functions of what the level before gave and left.
-Each is to be in units of a power of two near the bound of how far its node moves, so that matrices
-and covariances are near 1, whatever the scale of the network is.
+Before each level of functions z are the values that it or a later one reads, as linear functions of
+what the level before gave and left. Each is to be in units of a power of two near the bound of how
+far its node moves, so that matrices and covariances are near 1, whatever the scale of the network.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +19,11 @@ from jax import lax
 from lipjax.certify.bounds.effort import Effort, is_worth
 from lipjax.certify.bounds.graph import product_bounds
 from lipjax.certify.bounds.layers import Layers, RawLayer, padded
+from lipjax.certify.bounds.slots import Before, Slot, stacks_of
 from lipjax.certify.facts import LipschitzPart, ScalarPart
 from lipjax.certify.linear import compute_norms
 from lipjax.certify.maps import (
   Known,
-  is_nonlinear,
   live,
   norms_of,
   rows_at,
@@ -32,30 +31,10 @@ from lipjax.certify.maps import (
   rows_joined,
 )
 from lipjax.certify.matrix import Rows
-from lipjax.certify.scalar.cells import outward
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.interval import Interval
 from lipjax.rounding.powers import exponent_of, times_power_of_two
 from lipjax.rounding.products import underflow
-
-#: A node before a level of functions, or what is not read again, and its number of entries.
-_Before = tuple[int | None, int]
-
-
-class _Slot(NamedTuple):
-  """A value in z.
-
-  Attributes:
-    before: the node that it is before the functions; after a function of several arrays, y, too,
-      of which the linear part is there.
-    after: the node that it is after them; None if nothing reads it then.
-    reader: the function that reads or makes it; None if it is kept for later.
-  """
-
-  before: int
-  after: int | None
-  reader: int | None = None
 
 
 def layers_of(
@@ -71,19 +50,16 @@ def layers_of(
   """
   known = known.seen()
   order = live(known, outputs)
-  levels = _levels(known, order)
-  n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
-  stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
-  stacks.append([_Slot(i, i) for i in outputs])
+  stacks = stacks_of(known, order, outputs)
   sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
-  if n_levels == 0 or min(sizes) == 0 or not is_worth(effort, sizes):
+  if len(stacks) == 1 or min(sizes) == 0 or not is_worth(effort, sizes):
     return None
   if any(i not in bounds for i in order):
     compute_norms(norms_of(known, order))
     bounds = product_bounds(known, order) | dict(bounds)
   layout = _Layout(known, bounds)
   # Inputs stand one after the other; of the values of a later layer some are not read again.
-  before: list[_Before] = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
+  before: list[Before] = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
   layers = []
   for stack in stacks:
     layer = layout.layer(stack, before)
@@ -91,38 +67,8 @@ def layers_of(
       return None
     layers.append(layer)
     before = [(slot.after, known.nodes[slot.before].size) for slot in stack]
-  layers = padded(layers)
+  layers = [layout.in_units(layer) for layer in padded(layers)]
   return Layers(layers, layers[-1].after)
-
-
-def _levels(known: Known, order: Sequence[int]) -> dict[int, int]:
-  """How many functions are at most in line before a node, with itself."""
-  levels: dict[int, int] = {}
-  for i in order:
-    before = max((levels[k] for k in known.parents(i)), default=0)
-    levels[i] = before + is_nonlinear(known.part(i))
-  return levels
-
-
-def _slots(
-  known: Known,
-  order: Sequence[int],
-  outputs: Sequence[int],
-  levels: Mapping[int, int],
-  level: int,
-) -> list[_Slot]:
-  """What z holds before the functions that come after a level."""
-  slots: list[_Slot] = []
-  kept = {i for i in outputs if levels[i] <= level}
-  for i in order:
-    part = known.part(i)
-    if is_nonlinear(part) and levels[i] == level + 1:
-      is_scalar = isinstance(part, ScalarPart)
-      slots += [_Slot(k, i if is_scalar else None, i) for k in dict.fromkeys(known.parents(i))]
-      slots += [] if is_scalar else [_Slot(i, i, i)]
-    elif levels[i] > level:
-      kept |= {k for k in known.parents(i) if levels[k] <= level}
-  return [*slots, *(_Slot(i, i) for i in sorted(kept))]
 
 
 class _Layout:
@@ -141,7 +87,7 @@ class _Layout:
     self._exponents = exponent_of(jnp.stack(moves).astype(self._wide))
     self._place = {i: place for place, i in enumerate(sorted(bounds))}
 
-  def layer(self, slots: Sequence[_Slot], before: Sequence[_Before]) -> RawLayer | None:
+  def layer(self, slots: Sequence[Slot], before: Sequence[Before]) -> RawLayer | None:
     """From the layer before; None if something on the way is too large."""
     sizes = [self._known.nodes[slot.before].size for slot in slots]
     starts = dict(zip(slots, np.cumsum([0, *sizes]), strict=False))
@@ -154,30 +100,36 @@ class _Layout:
       slopes.append(_joined([_full(x, size)[None] for x in self._slopes(slot)]))
       groups.append(np.arange(size) + starts[slot])
       if slot.reader is not None and isinstance(self._known.part(slot.reader), LipschitzPart):
-        groups[-1] = np.full(size, starts[_Slot(slot.reader, slot.reader, slot.reader)])
-    after = self._units([(slot.before, size) for slot, size in zip(slots, sizes, strict=True)])
+        groups[-1] = np.full(size, starts[Slot(slot.reader, slot.reader, slot.reader)])
+    after = [slot.before for slot in slots]
     read = [slot.before if slot.reader is None else slot.reader for slot in slots]
-    read = self._units(list(zip(read, sizes, strict=True)))
     matrix = jnp.concatenate([jnp.concatenate(blocks, axis=1) for blocks, _ in rows])
     matrix = matrix.astype(self._wide)
     return RawLayer(
       matrix,
       self._lost(slots, before, [lost for _, lost in rows], matrix.shape),
       _joined(slopes, 1).astype(self._wide),
-      self._units(before),
-      after,
-      read,
+      self._places(*zip(*before, strict=True)),
+      self._places(after, sizes),
+      self._places(read, sizes),
       np.concatenate(groups),
     )
 
-  def _units(self, nodes: Sequence[_Before]) -> jax.Array:
-    """For each entry of nodes the exponent of the power of two that it is in units of."""
-    place = lambda i: 0 if i is None else self._place[i]
-    places = np.concatenate([np.full(size, place(i)) for i, size in nodes])
+  def in_units(self, layer: RawLayer) -> RawLayer:
+    """With exponents of units for places among the nodes."""
+    places = layer.before, layer.after, layer.read
+    found = jnp.split(self._units(np.concatenate(places)), np.cumsum([len(x) for x in places[:2]]))
+    return layer._replace(before=found[0], after=found[1], read=found[2])
+
+  def _places(self, nodes: Sequence[int | None], sizes: Sequence[int]) -> np.ndarray:
+    """For each entry of nodes which one it is of."""
+    return np.repeat([0 if i is None else self._place[i] for i in nodes], sizes)
+
+  def _units(self, places: np.ndarray) -> jax.Array:
     return self._exponents.at[places].get(mode="promise_in_bounds")
 
   def _rows(
-    self, slot: _Slot, before: Sequence[_Before]
+    self, slot: Slot, before: Sequence[Before]
   ) -> tuple[list[jax.Array], list[jax.Array | None]] | None:
     """Of a slot in G, for each node before, and at least the norm of what they have lost."""
     node = self._known.nodes[slot.before]
@@ -200,8 +152,8 @@ class _Layout:
 
   def _lost(
     self,
-    slots: Sequence[_Slot],
-    before: Sequence[_Before],
+    slots: Sequence[Slot],
+    before: Sequence[Before],
     errors: Sequence[Sequence[jax.Array | None]],
     shape: tuple[int, ...],
   ) -> jax.Array:
@@ -216,11 +168,11 @@ class _Layout:
     if not found:
       return small
     error, i, k = zip(*found, strict=True)
-    one = lambda nodes: self._units([(node, 1) for node in nodes])
+    one = lambda nodes: self._units(self._places(nodes, [1] * len(nodes)))
     lost = times_power_of_two(jnp.stack(error).astype(self._wide), one(i) - one(k))
     return up(jnp.sum(lost) + small, len(found) + 1)
 
-  def _ways(self, slot: _Slot, before: set[int | None]) -> dict[int, Rows] | None:
+  def _ways(self, slot: Slot, before: set[int | None]) -> dict[int, Rows] | None:
     """The matrices to a slot; of a function's result to its linear part."""
     known, target = self._known, slot.before
     is_result = slot.reader == target
@@ -242,7 +194,7 @@ class _Layout:
         ways[parent] = rows_joined(known, ways[parent], earlier) if parent in ways else earlier
     return found
 
-  def _slopes(self, slot: _Slot) -> tuple[Any, Any, Any]:
+  def _slopes(self, slot: Slot) -> tuple[Any, Any, Any]:
     """Of the function w, and the lowest and the highest slope."""
     if slot.reader is None:
       return 0.0, 1.0, 1.0
@@ -251,11 +203,7 @@ class _Layout:
     part = self._known.part(slot.reader)
     if not isinstance(part, ScalarPart):
       return self._weights(slot.reader)[slot.before], 1.0, 1.0
-    lower, upper = part.lower, part.upper
-    if not (isinstance(lower, jax.Array) or isinstance(upper, jax.Array)):
-      ends = Interval(np.asarray(lower, np.float64), np.asarray(upper, np.float64))
-      lower, upper = outward(ends, self._known.nodes[slot.reader].wide)
-    return 1.0, lower, upper
+    return 1.0, part.lower, part.upper
 
   def _rest_of(self, i: int) -> tuple[list[Any], Any]:
     """A function's constants, less its linear part's where that is less; and 1 there, else 0."""

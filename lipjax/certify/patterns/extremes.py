@@ -2,13 +2,15 @@ r"""The larger and the lesser of two arrays, in two ways.
 
 Both are 1-Lipschitz in the two arrays together, which is what norms see. And they are
 :math:`(a + b \pm |a - b|)/2`, where the magnitude is a function of single entries, the same one for
-both: an ellipsoid sees that sorting two numbers, as MaxMin does, is 1-Lipschitz too.
+both: an ellipsoid sees that sorting two numbers, as MaxMin does, is 1-Lipschitz too. What is too
+large for one is left alone.
 """
 
 from __future__ import annotations
 
 from jax.extend.core import primitives
 
+from lipjax.certify.bounds.effort import VALUES_UP_TO
 from lipjax.certify.graph import Graph, Node, Params
 from lipjax.certify.patterns.joined import joined
 from lipjax.certify.scalar.graph import Graph as ScalarGraph
@@ -24,7 +26,7 @@ def extremes(graph: Graph, i: int) -> list[Node] | None:
   if not is_it or any(graph.nodes[k].shape != node.shape for k in node.inputs):
     return None
   nodes = joined(graph, node.name, node.inputs, node)
-  if node.name == "clamp":
+  if node.name == "clamp" or node.size > VALUES_UP_TO:
     return nodes
   by_norms = ~(len(nodes) - 1)
   a, b = node.inputs
@@ -39,7 +41,7 @@ def extremes_of_pairs(graph: Graph, i: int) -> list[Node] | None:
     return None
   x = graph.nodes[node.inputs[0]]
   axes = (node.params["dimension"],) if node.name == "sort" else node.params["axes"]
-  if len(axes) != 1 or x.shape[axes[0]] != 2:
+  if len(axes) != 1 or x.shape[axes[0]] != 2 or x.size > 2 * VALUES_UP_TO:
     return None
   (axis,) = axes
   nodes = [node]

@@ -38,7 +38,8 @@ def scalar(node: Node, x: Operand) -> Depends:
   within = x.range
   if within is None:
     found = slopes_on_line(function)
-    return Depends(ScalarPart(found.lower, found.upper), (x.place,))
+    ends = outward(Interval(np.asarray(found.lower), np.asarray(found.upper)), node.wide)
+    return Depends(ScalarPart(*ends), (x.place,))
   ends = graph_cells(function).between(*within)
   return Depends(ScalarPart(*(jnp.broadcast_to(end, x.shape) for end in ends)), (x.place,))
 

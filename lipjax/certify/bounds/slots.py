@@ -1,0 +1,65 @@
+"""Levels of functions, those of a level reading none of each other, and the values before them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from lipjax.certify.facts import ScalarPart
+from lipjax.certify.maps import Known, is_nonlinear
+
+#: A node before a level of functions, or what is not read again, and its number of entries.
+Before = tuple[int | None, int]
+
+
+class Slot(NamedTuple):
+  """A value in z.
+
+  Attributes:
+    before: the node that it is before the functions; after a function of several arrays, y, too,
+      of which the linear part is there.
+    after: the node that it is after them; None if nothing reads it then.
+    reader: the function that reads or makes it; None if it is kept for later.
+  """
+
+  before: int
+  after: int | None
+  reader: int | None = None
+
+
+def stacks_of(known: Known, order: Sequence[int], outputs: Sequence[int]) -> list[list[Slot]]:
+  """What z holds before each level, and at last the outputs."""
+  levels = _levels(known, order)
+  n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
+  stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
+  return [*stacks, [Slot(i, i) for i in outputs]]
+
+
+def _levels(known: Known, order: Sequence[int]) -> dict[int, int]:
+  """How many functions are at most in line before a node, with itself."""
+  levels: dict[int, int] = {}
+  for i in order:
+    before = max((levels[k] for k in known.parents(i)), default=0)
+    levels[i] = before + is_nonlinear(known.part(i))
+  return levels
+
+
+def _slots(
+  known: Known,
+  order: Sequence[int],
+  outputs: Sequence[int],
+  levels: Mapping[int, int],
+  level: int,
+) -> list[Slot]:
+  """What z holds before the functions that come after a level."""
+  slots: list[Slot] = []
+  kept = {i for i in outputs if levels[i] <= level}
+  for i in order:
+    part = known.part(i)
+    if is_nonlinear(part) and levels[i] == level + 1:
+      is_scalar = isinstance(part, ScalarPart)
+      slots += [Slot(k, i if is_scalar else None, i) for k in dict.fromkeys(known.parents(i))]
+      slots += [] if is_scalar else [Slot(i, i, i)]
+    elif levels[i] > level:
+      kept |= {k for k in known.parents(i) if levels[k] <= level}
+  return [*slots, *(Slot(i, i) for i in sorted(kept))]

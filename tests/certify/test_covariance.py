@@ -1,0 +1,95 @@
+"""Parts of the ellipsoid engine by themselves: norms, eigenvalues, multipliers at their limit."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import FLOAT, X64, normal, top_sigma
+
+import lipjax
+from lipjax.certify.bounds import covariance
+from lipjax.certify.bounds.ellipsoid import largest_eigenvalue
+from lipjax.certify.bounds.layers import RawLayer, prepared
+from lipjax.certify.lipschitz import bounds_by_engine
+
+
+@pytest.mark.parametrize("scale", [0, 1e-25, 1e-10, 1, 1e10])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (300, 200)])
+def test_norm_is_above(scale, shape):
+  x = normal(0, shape, FLOAT, scale)
+  truth = np.linalg.norm(np.asarray(x, np.float64))
+  assert truth <= covariance._norm(x) <= truth * (1 + 2e-4) + 1e-15
+
+
+def spectra():
+  root = normal(0, (9, 3), FLOAT)
+  yield "zeros", jnp.zeros((4, 4), FLOAT)
+  yield "identity", jnp.eye(64, dtype=FLOAT)
+  yield "rank one", jnp.outer(root[:, 0], root[:, 0])
+  yield "rank three", root @ root.T
+  yield "two alike", jnp.diag(jnp.asarray([1, 1, 0.5, 1e-6], FLOAT))
+  yield "small", 1e-15 * root @ root.T
+  yield "large", 1e15 * root @ root.T
+
+
+@pytest.mark.parametrize("b", [pytest.param(b, id=name) for name, b in spectra()])
+def test_largest_eigenvalue(b):
+  truth = top_sigma(b)
+  found, slopes = jax.value_and_grad(largest_eigenvalue)(b)
+  # Of matrices of n values the 32nd root of the norm is within the 64th root of n.
+  assert truth * (1 - 1e-6) <= found <= truth * len(b) ** (1 / 64)
+  assert jnp.isfinite(slopes).all()
+  # Twice the matrix, twice the value.
+  np.testing.assert_allclose(jnp.vdot(slopes, b), found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of", [lipjax.lipschitz_upper_bound, lipjax.margin_upper_bounds])
+def test_multipliers_that_have_no_factor(of, monkeypatch):
+  # I - B is singular at all of the limit; there are factors at less of it.
+  monkeypatch.setattr(covariance, "most", lambda n, dtype: 1.0)
+  jax.clear_caches()
+  weights = [jnp.eye(4, dtype=FLOAT)] * 3
+
+  def fn(weights, x):
+    for w in weights[:-1]:
+      x = jnp.where(x > 0, x, -x) @ w
+    return x @ weights[-1]
+
+  bound = lambda weights: jnp.sum(of(fn, 1)(weights, jnp.zeros(4, FLOAT)))
+  found, slopes = jax.value_and_grad(bound)(weights)
+  jax.clear_caches()
+  assert jnp.isfinite(found)
+  assert all(jnp.isfinite(slope).all() and jnp.any(slope != 0) for slope in slopes)
+
+
+def test_a_unit_that_is_too_small_leaves_a_function_a_function():
+  # What a function makes of its values is in units of 2^after; they are in units of 2^read.
+  low = -2000 if X64 else -200
+  zeros = np.zeros(2, np.int32)
+  ends = jnp.asarray([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]], FLOAT)
+  eye, small = jnp.eye(2, dtype=FLOAT), jnp.zeros((), FLOAT)
+  layers = [
+    RawLayer(eye, small, ends, zeros, zeros, zeros - low, np.arange(2)),
+    RawLayer(eye, small, ends, zeros - low, zeros - low, zeros, np.arange(2)),
+  ]
+  first = prepared(layers)[0]
+  assert jnp.all(first.weights > 0)
+  assert jnp.all(first.half * first.weights > 0)
+
+
+@pytest.mark.parametrize("slope", [1e-30, 1e-42, 1e-60])
+def test_slopes_beyond_the_weights_dtype(slope):
+  # Slopes are known in float64; none may become 0 in the dtype of the weights.
+  weights = [normal(i, (6, 6), jnp.float32) for i in range(3)]
+
+  def fn(x):
+    for w in weights[:-1]:
+      # Of two factors: one of them would be 0 in float32 itself.
+      x = w @ jnp.where(x > 0, math.sqrt(slope) * (math.sqrt(slope) * x), 0)
+    return weights[-1] @ x
+
+  found = bounds_by_engine(fn, 0, (jnp.zeros(6, jnp.float32),))
+  assert set(found) == {"product", "ellipsoid"}
+  assert all(0 < bound < 1e-25 for bound in found.values()), found
