@@ -71,6 +71,9 @@ from lipjax.certify.explain import explain as explain
 from lipjax.certify.lipschitz import lipschitz_bounds as lipschitz_bounds
 from lipjax.certify.lipschitz import lipschitz_upper_bound as lipschitz_upper_bound
 from lipjax.certify.lower.bound import lipschitz_lower_bound as lipschitz_lower_bound
+from lipjax.certify.carried import CarriedBounds as CarriedBounds
+from lipjax.certify.carried import carried_margin_upper_bounds as carried_margin_upper_bounds
+from lipjax.certify.local_radius import local_certified_radius as local_certified_radius
 from lipjax.certify.margins import certified_accuracy as certified_accuracy
 from lipjax.certify.margins import certified_radius as certified_radius
 from lipjax.certify.pairs import margin_upper_bounds as margin_upper_bounds

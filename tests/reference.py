@@ -2,8 +2,12 @@
 
 A unit vector pushed through a map multiplies every weight by 1 or 0, so a Jacobian
 made of them is exact in any dtype, and its float64 SVD is the truth.
+
+Most of a test's time is compiling: here NumPy computes what it can (an eager `jnp` operation
+compiles for each shape, `jnp.asarray` too), and a function is compiled once for all its weights.
 """
 
+import functools
 import itertools
 import math
 
@@ -24,7 +28,8 @@ def rtol_of(*arrays):
 
 def normal(seed, shape, dtype=FLOAT, scale=1.0):
   """A Gaussian array from numpy, in the dtype asked for."""
-  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape) * scale, dtype)
+  array = np.random.default_rng(seed).standard_normal(shape) * scale
+  return jax.device_put(np.asarray(array, dtype))
 
 
 def with_spectrum(seed, rows, columns, sigmas):
@@ -46,12 +51,26 @@ def top_sigma(matrix):
   return np.linalg.svd(matrix / scale, compute_uv=False)[..., 0] * scale
 
 
-def jacobian(fn, x):
-  """The matrix (outputs, inputs) of the Jacobian of `fn` at `x`, in float64."""
-  dense = np.asarray(jax.jit(jax.jacobian(fn))(x), np.float64)
+def jacobian(fn, x, *args):
+  """The matrix (outputs, inputs) of the Jacobian of `fn` in `x`, in float64.
+
+  What differs between calls of one `fn`, as its weights do, goes to `args`: it is compiled once.
+  """
+  compiled = _jacobian(fn) if args else jax.jit(jax.jacobian(fn))
+  dense = np.asarray(compiled(x, *args), np.float64)
   n_in = math.prod(x.shape)
   n_out = math.prod(dense.shape[: dense.ndim - len(x.shape)])
   return dense.reshape(n_out, n_in)
+
+
+@functools.lru_cache(maxsize=64)
+def _jacobian(fn):
+  return jax.jit(jax.jacobian(fn))
+
+
+@functools.lru_cache(maxsize=64)
+def _product(operator):
+  return lambda x, w: operator.apply(w, x)
 
 
 def operator_matrices(operator, w):
@@ -59,8 +78,8 @@ def operator_matrices(operator, w):
 
   Also checks that no slice sees another one's input.
   """
-  x = jnp.zeros(operator.input_shape(w.shape), jnp.promote_types(w.dtype, jnp.float32))
-  dense = jacobian(lambda x: operator.apply(w, x), x)
+  x = np.zeros(operator.input_shape(w.shape), jnp.promote_types(w.dtype, jnp.float32))
+  dense = jacobian(_product(operator), x, w)
   batch = operator.batch_shape(w.shape)
   n = math.prod(batch)
   blocks = dense.reshape(n, dense.shape[0] // n, n, dense.shape[1] // n)
@@ -86,27 +105,24 @@ def check_operator(operator, w):
   n = len(operator.batch_shape(w.shape))
   x = normal(1, operator.input_shape(w.shape))
   y = normal(2, operator.output_shape(w.shape))
-  apply, adjoint = jax.jit(operator.apply), jax.jit(operator.adjoint)
-  out, back = apply(w, x), adjoint(w, y)
+  out, back = (np.asarray(z) for z in _products(operator, w, x, y))
   assert out.shape == y.shape
   assert back.shape == x.shape
   assert x.shape[:n] == y.shape[:n] == operator.batch_shape(w.shape)
   assert tuple(w.shape[a] for a in operator.stack_axes) == operator.batch_shape(w.shape)
 
   # A sum of w.size rounded products: error below eps times the sum of magnitudes.
-  atol = (
-    8 * float(jnp.finfo(FLOAT).eps) * float(jnp.sum(jnp.abs(y) * apply(jnp.abs(w), jnp.abs(x))))
-  )
+  eps = 8 * float(jnp.finfo(FLOAT).eps)
+  magnitudes, _ = _products(operator, *(np.abs(z) for z in (w, x, y)))
+  atol = eps * float(np.sum(np.abs(y) * magnitudes))
   dims_x, dims_y = tuple(range(n, x.ndim)), tuple(range(n, y.ndim))
   np.testing.assert_allclose(
-    jnp.sum(y * out, axis=dims_y), jnp.sum(back * x, axis=dims_x), rtol=0, atol=atol
+    np.sum(y * out, axis=dims_y), np.sum(back * x, axis=dims_x), rtol=0, atol=atol
   )
-  gradient = jax.jit(operator.weight_gradient, static_argnums=0)(w.shape, x, y)
+  gradient, expected = _gradients(operator, w, x, y)
   assert gradient.shape == w.shape
-  expected = jax.jit(jax.grad(lambda w: jnp.sum(y * operator.apply(w, x))))(w.astype(FLOAT))
-  eps = 8 * float(jnp.finfo(FLOAT).eps)
   # Sums of terms of any size: entries near zero have no relative accuracy.
-  largest = float(jnp.max(jnp.abs(expected), initial=0))
+  largest = np.abs(expected).max(initial=0)
   np.testing.assert_allclose(gradient, expected, rtol=eps, atol=eps * largest)
 
   matrices = operator_matrices(operator, w)
@@ -119,6 +135,18 @@ def check_operator(operator, w):
       where[axis] = i
     np.testing.assert_array_equal(operator_matrices(single, w[tuple(where)]), matrices[index])
   return matrices
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _products(operator, w, x, y):
+  return operator.apply(w, x), operator.adjoint(w, y)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(operator, w, x, y):
+  """What the operator says, and the derivative of its product."""
+  product = lambda w: jnp.sum(y * operator.apply(w, x))
+  return operator.weight_gradient(w.shape, x, y), jax.grad(product)(w.astype(FLOAT))
 
 
 def slice_sigmas(norms):

@@ -48,7 +48,7 @@ def _convolutions(args: argparse.Namespace) -> list[dict]:
 
 
 def _certify(args: argparse.Namespace) -> list[dict]:
-  result = certify.run(args.networks, args.limit)
+  result = certify.run(args.networks, args.limit, args.torch_python)
   certify.show(result)
   return [result]
 

@@ -1,54 +1,54 @@
-"""Lipschitz bounds of whole networks: how far apart the ends are, seconds, memory."""
+"""Lipschitz bounds of whole networks: how far apart the ends are, seconds, memory, peers."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import lipjax
-from benchmarks.speed.certify_networks import LIPSDP, NETWORKS, PUBLISHED, Network
-from lipjax.certify.lipschitz import bounds_by_engine
-from lipjax.certify.pairs import margin_upper_bounds
+from benchmarks.speed import certify_networks
+from benchmarks.speed.certify_digits import DIGITS
+from benchmarks.speed.certify_networks import LIPSDP, PUBLISHED
+from benchmarks.speed.certify_tasks import BATCH, EFFORTS, TASKS, auto_lirpa
 
-#: Examples of the larger forward pass whose memory is compared with.
-BATCH = 128
-#: Calls after the first are timed for so long, at least so many of them and at most so many.
-SECONDS, FEWEST, MOST = 2.0, 3, 50
+NETWORKS = certify_networks.NETWORKS | DIGITS
 #: Above this many running processes a core, times say little.
 BUSY = 1.0
 NOTE = (
   "Each task ran in a process of its own. peak_mb is its ru_maxrss, with JAX and compilation;"
   " 'over' is that minus the same of a process that only compiles and runs the forward pass;"
-  " temp_mb is what the compiled program allocates beside inputs and outputs."
+  " temp_mb is what the compiled program allocates beside inputs and outputs. LipSDP-Neuron's"
+  " numbers are its solver's, ECLipsE-Fast's are float64's: neither is proved with rounding."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("networks", nargs="*", help=f"of {', '.join(NETWORKS)}; all if none")
   parser.add_argument("--limit", type=int, default=1800, help="seconds for a task of a network")
+  parser.add_argument(
+    "--torch-python", help="a Python with PyTorch and auto_LiRPA, to run that too"
+  )
 
 
-def run(networks: list[str] | None = None, limit: int = 1800) -> dict[str, Any]:
-  """A row for each network; those whose weights are not there are left out.
+def run(
+  networks: list[str] | None = None, limit: int = 1800, torch_python: str | None = None
+) -> dict[str, Any]:
+  """A row for each network; those whose weights or data are not there are left out.
 
   Args:
     networks: names; all when None or empty.
     limit: seconds after which a task is stopped; the row then says so.
+    torch_python: an interpreter with PyTorch and auto_LiRPA; that is left out when None.
   """
   names = networks or list(NETWORKS)
   if unknown := set(names) - set(NETWORKS):
@@ -56,9 +56,14 @@ def run(networks: list[str] | None = None, limit: int = 1800) -> dict[str, Any]:
     raise ValueError(msg)
   if not LIPSDP.exists():
     names = [name for name in names if not name.startswith("LipSDP")]
+  if importlib.util.find_spec("sklearn") is None:
+    names = [name for name in names if name not in DIGITS]
   loads, rows = [os.getloadavg()[0]], {}
   for name in names:
-    rows[name] = _row(name, {task: _in_process(name, task, limit) for task in TASKS})
+    tasks = {task: _in_process(name, task, limit) for task in TASKS}
+    if torch_python is not None:
+      tasks["auto_LiRPA"] = _in_process(name, "auto_LiRPA", limit, torch_python)
+    rows[name] = _row(name, tasks)
     loads.append(os.getloadavg()[0])
     print(name, rows[name], file=sys.stderr)
   note = NOTE
@@ -68,18 +73,23 @@ def run(networks: list[str] | None = None, limit: int = 1800) -> dict[str, Any]:
 
 
 def _row(name: str, tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-  row = tasks | {"peers": tasks["values"].pop("peers", {})}
-  row["peers"] |= {f"{key}, published": x for key, x in PUBLISHED.get(name, {}).items()}
-  upper = tasks["upper"]
+  """Without what says nothing of such a network."""
+  row = {task: found for task, found in tasks.items() if found}
+  for key, bound in PUBLISHED.get(name, {}).items():
+    row["peers"][f"{key}, published"] = {"bound": bound}
+  upper, lower = tasks["upper"], tasks["values"].get("lower")
+  for found in (upper, tasks["upper_fast"], tasks["upper_tight"]):
+    if lower and "upper" in found:
+      found["ratio"] = found["upper"] / lower
   for task, of in (("forward", "forward"), ("batch", f"forward_of_{BATCH}")):
     if "peak_mb" in upper and "peak_mb" in tasks[task]:
       upper[f"over_{of}_mb"] = upper["peak_mb"] - tasks[task]["peak_mb"]
   return row
 
 
-def _in_process(name: str, task: str, limit: int) -> dict[str, Any]:
+def _in_process(name: str, task: str, limit: int, *options: str) -> dict[str, Any]:
   """What a task of a network prints, run by itself: memory's peak is that of a process."""
-  command = [sys.executable, "-m", "benchmarks.speed.certify", name, task]
+  command = [sys.executable, "-m", "benchmarks.speed.certify", name, task, *options]
   root = Path(__file__).parents[2]
   try:
     done = subprocess.run(
@@ -93,97 +103,31 @@ def _in_process(name: str, task: str, limit: int) -> dict[str, Any]:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def forward(network: Network, n: int = 1) -> dict[str, Any]:
-  x = jnp.broadcast_to(network.x, (n, *network.x.shape[1:]))
-  return _timed(jax.jit(network.apply), network.params, x)[1]
-
-
-def upper(network: Network) -> dict[str, Any]:
-  bound = jax.jit(lipjax.lipschitz_upper_bound(network.apply, argnums=1))
-  return _timed(bound, network.params, network.x)[1]
-
-
-def pairs(network: Network) -> dict[str, Any]:
-  """Bounds of pairs, as shares of √2 times the one bound."""
-  bounds = jax.jit(margin_upper_bounds(network.apply, argnums=1))
-  found, times = _timed(bounds, network.params, network.x)
-  whole = lipjax.lipschitz_upper_bound(network.apply, argnums=1)(network.params, network.x)
-  found = np.asarray(found)[np.triu_indices(len(found), 1)] / (math.sqrt(2) * float(whole))
-  shares = {"smallest": found.min(), "mean": found.mean(), "largest": found.max()}
-  return times | {"over_root_two": {name: float(value) for name, value in shares.items()}}
-
-
-def values(network: Network) -> dict[str, Any]:
-  """All engines' bounds, the first call without jit, and the search from below."""
-  begin = time.perf_counter()
-  found = bounds_by_engine(network.apply, 1, (network.params, network.x))
-  engines = {name: float(value) for name, value in found.items()}
-  first, begin = time.perf_counter() - begin, time.perf_counter()
-  search = lipjax.lipschitz_lower_bound(network.apply, argnums=1, **network.search)
-  lower = float(search(network.params, network.x))
-  peers = {}
-  if network.matrices:
-    norms = [np.linalg.norm(np.asarray(w, np.float64), 2) for w in network.matrices]
-    peers["product of norms, SVD in float64"] = math.prod(norms)
-  best = min(engines, key=engines.__getitem__)
-  return {
-    "parameters": sum(x.size for x in jax.tree.leaves(network.params)),
-    "engines": engines,
-    "method": best,
-    "upper": engines[best],
-    "lower": lower,
-    "ratio": engines[best] / lower,
-    "first_s": first,
-    "lower_s": time.perf_counter() - begin,
-    "search": network.search,
-    "peers": peers,
-  }
-
-
-def _timed(fn: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
-  """The value; seconds of the first call, compilation included, and the median of later ones."""
-  begin = time.perf_counter()
-  compiled = fn.lower(*args).compile()
-  value = jax.block_until_ready(compiled(*args))
-  first, samples = time.perf_counter() - begin, []
-  while len(samples) < FEWEST or (sum(samples) < SECONDS and len(samples) < MOST):
-    begin = time.perf_counter()
-    jax.block_until_ready(compiled(*args))
-    samples.append(time.perf_counter() - begin)
-  peak, memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, compiled.memory_analysis()
-  found = {
-    "first_s": first,
-    "median_ms": float(np.median(samples) * 1e3),
-    "samples": len(samples),
-    # macOS counts bytes, Linux kilobytes.
-    "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3),
-  }
-  return value, found | ({} if memory is None else {"temp_mb": memory.temp_size_in_bytes / 1e6})
-
-
-TASKS: dict[str, Callable[[Network], dict[str, Any]]] = {
-  "forward": forward,
-  "batch": lambda network: forward(network, BATCH),
-  "upper": upper,
-  "pairs": pairs,
-  "values": values,
-}
-
-
 def show(result: dict[str, Any]) -> None:
-  """Prints bounds, times and memory."""
+  """Prints bounds, times and memory, then peers, then bounds on balls."""
+  console = Console(stderr=True, width=170)
+  for table in (_everywhere(result["rows"]), _peers(result["rows"]), _on_balls(result["rows"])):
+    if table.row_count:
+      console.print(table)
+  console.print(result["note"])
+
+
+def _everywhere(rows: Mapping[str, Any]) -> Table:
   table = Table(title=f"certify: Lipschitz bounds; MB over the forward pass of 1 and of {BATCH}")
-  columns = ("lower", "upper", "ratio", "engines", "pairs / √2 upper")
+  columns = ("lower", "upper", "ratio", "engines", "fast", "tight", "pairs / √2 upper")
   for column in ("", *columns, "first call", "jitted: first", "then", "peak", "XLA"):
     table.add_column(column)
-  for name, row in result["rows"].items():
-    values, upper = row["values"], row["upper"]
+  for name, row in rows.items():
+    values, upper = row["values"], row.get("upper")
+    if upper is None:  # not Lipschitz on all inputs
+      continue
     engines = (f"{key} {value:.4g}" for key, value in values.get("engines", {}).items())
     over = (upper.get(f"over_{of}_mb") for of in ("forward", f"forward_of_{BATCH}"))
     table.add_row(
       name,
       *(_text(values.get(key)) for key in ("lower", "upper", "ratio")),
       "\n".join(engines),
+      *("\n".join(_bound_and_times(row[f"upper_{effort}"])) for effort in ("fast", "tight")),
       _text(row["pairs"].get("over_root_two", {}).get("mean")),
       _text(values.get("first_s"), " s"),
       _text(upper.get("first_s"), " s"),
@@ -191,14 +135,62 @@ def show(result: dict[str, Any]) -> None:
       "\n".join(_text(x, " MB") for x in over),
       _text(upper.get("temp_mb"), " MB"),
     )
-  console = Console(stderr=True, width=170)
-  console.print(table)
-  console.print(result["note"])
+  return table
+
+
+def _peers(rows: Mapping[str, Any]) -> Table:
+  table = Table(title="peers on all inputs")
+  for column in ("", "peer", "bound", "× lower", "seconds"):
+    table.add_column(column)
+  for name, row in rows.items():
+    lower = row["values"].get("lower", math.nan)
+    for peer, found in _found(row.get("peers", {})):
+      ratio = _text(found["bound"] / lower) if "bound" in found else found["left_out"]
+      table.add_row(name, peer, _text(found.get("bound")), ratio, _text(found.get("seconds")))
+  return table
+
+
+def _on_balls(rows: Mapping[str, Any]) -> Table:
+  table = Table(title="on balls around an example: bounds, and how many times the slope found")
+  for column in ("", "radius", "lower", *EFFORTS, "peers"):
+    table.add_column(column)
+  for name, row in rows.items():
+    lirpa = row.get("auto_LiRPA", {}).get("on_balls", {})
+    for radius, found in _found(row.get("on_balls", {})):
+      peers = dict(_found(row.get("peers_on_balls", {}).get(radius, {})))
+      peers |= {"auto_LiRPA": lirpa[radius]} if radius in lirpa else {}
+      of_efforts = ("\n".join(_bound_and_times(found[effort])) for effort in EFFORTS)
+      of_peers = (f"{peer} {_bound_or_why(x, found['lower'])}" for peer, x in peers.items())
+      table.add_row(name, radius, _text(found["lower"]), *of_efforts, "\n".join(of_peers))
+  return table
+
+
+def _found(rows: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Rows that are rows, and not how long a task was given."""
+  return ((key, x) for key, x in rows.items() if isinstance(x, dict))
+
+
+def _bound_and_times(found: dict[str, Any]) -> Iterator[str]:
+  yield _text(found.get("upper")) + (f" = {found['ratio']:.4g}×" if "ratio" in found else "")
+  yield f"{_text(found.get('first_s'), ' s')}, {_text(found.get('median_ms'), ' ms')}"
+
+
+def _bound_or_why(found: dict[str, Any], lower: float) -> str:
+  if "bound" not in found:
+    return f"left out: {found['left_out']}"
+  return f"{found['bound']:.4g} = {found['bound'] / lower:.4g}×, {found['seconds']:.2g} s"
 
 
 def _text(value: float | None, unit: str = "") -> str:
   return "–" if value is None else f"{value:.4g}{unit}"
 
 
+def main() -> None:
+  """One task of one network, as JSON."""
+  name, task, *options = sys.argv[1:]
+  measure = auto_lirpa if task == "auto_LiRPA" else TASKS[task]
+  print(json.dumps(measure(NETWORKS[name](), *options)))
+
+
 if __name__ == "__main__":
-  print(json.dumps(TASKS[sys.argv[2]](NETWORKS[sys.argv[1]]())))
+  main()

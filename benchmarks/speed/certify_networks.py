@@ -1,4 +1,4 @@
-"""Networks whose Lipschitz constants are bounded: published, dense, convolutional, recurrent."""
+"""Networks whose Lipschitz constants are bounded, as they are initialised, and published ones."""
 
 from __future__ import annotations
 
@@ -35,15 +35,19 @@ class Network(NamedTuple):
     apply: ``apply(params, x)``; axis 0 of x is the batch.
     params: its parameters.
     x: one example.
-    matrices: of a chain of dense layers, the weights (outputs, inputs).
+    matrices: of a chain of dense layers with ReLU between, the weights (outputs, inputs).
     search: options of `lipschitz_lower_bound` that take seconds, not hours.
+    radii: of the balls around x on which it is bounded too.
+    is_lipschitz: whether it is on all inputs.
   """
 
-  apply: Callable[[Any, jax.Array], jax.Array]
+  apply: Callable[..., Any]
   params: Any
   x: jax.Array
   matrices: list[np.ndarray] | None = None
-  search: dict[str, int] = {}  # noqa: RUF012
+  search: dict[str, Any] = {}  # noqa: RUF012
+  radii: tuple[float, ...] = ()
+  is_lipschitz: bool = True
 
 
 def published(file: str) -> Network:
@@ -63,14 +67,29 @@ def mlp() -> Network:
   )
 
 
-def chain(matrices: list[np.ndarray]) -> Network:
-  def apply(params, x):
-    for w in params[:-1]:
-      x = jax.nn.relu(x @ w.T)
-    return x @ params[-1].T
+def random_mlp(width: int, depth: int) -> Network:
+  """As many hidden layers, all of one width, with weights N(0, 1/inputs)."""
+  rng = np.random.default_rng(0)
+  shapes = [(width, width)] * depth + [(10, width)]
+  weights = [rng.standard_normal(shape) / shape[1] ** 0.5 for shape in shapes]
+  return chain([w.astype(np.float32) for w in weights])
 
+
+def chain(matrices: list[np.ndarray]) -> Network:
   params = [jnp.asarray(w) for w in matrices]
-  return Network(apply, params, jnp.zeros((1, matrices[0].shape[1])), matrices=matrices)
+  x = jnp.zeros((1, matrices[0].shape[1]))
+  return Network(relu_mlp, [(w,) for w in params], x, matrices=matrices)
+
+
+def relu_mlp(params: list[tuple[jax.Array, ...]], x: jax.Array) -> jax.Array:
+  """Of a batch, from a weight (outputs, inputs) and perhaps a bias for each layer."""
+  for layer in params[:-1]:
+    x = jax.nn.relu(_dense(x, *layer))
+  return _dense(x, *params[-1])
+
+
+def _dense(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+  return x @ weight.T if bias is None else x @ weight.T + bias
 
 
 class CNN(nn.Module):
@@ -122,7 +141,18 @@ class LSTM(nn.Module):
   @nn.compact
   def __call__(self, x):
     """Logits of a batch."""
-    return nn.Dense(10)(nn.RNN(nn.LSTMCell(32))(x)[:, -1])
+    return nn.Dense(10)(jnp.asarray(nn.RNN(nn.LSTMCell(32))(x))[:, -1])
+
+
+class TransformerBlock(nn.Module):
+  """Self-attention of two heads and a GELU layer, each after a layer norm."""
+
+  @nn.compact
+  def __call__(self, x):
+    """Sequences of a batch."""
+    x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+    y = nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
+    return x + nn.Dense(x.shape[-1])(y)
 
 
 class NnxBlock(nnx.Module):
@@ -165,6 +195,11 @@ class NnxResNet18(nnx.Module):
     return self.dense(x.mean(axis=(1, 2)))
 
 
+def transformer(**options: Any) -> Network:
+  x = jax.random.normal(jax.random.key(2), (1, 8, 16))
+  return linen(TransformerBlock(), x.shape, **options)._replace(x=x, is_lipschitz=False)
+
+
 def linen(model: nn.Module, shape: tuple[int, ...], **options: Any) -> Network:
   x = jnp.zeros(shape)
   variables = jax.jit(model.init)(jax.random.key(0), x)
@@ -192,13 +227,21 @@ def with_statistics(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+#: Of balls around an example.
+RADII = (0.01, 0.05, 0.1, 0.3, 1.0)
 RESNET = {"n_starts": 2, "n_ascent_steps": 24}
 NETWORKS: dict[str, Callable[[], Network]] = {
   "LipSDP random_weights": lambda: published("random_weights.mat"),
   "LipSDP mnist_weights": lambda: published("mnist_weights.mat"),
   "MLP 784-256-256-10": mlp,
+  "MLP 2×32": lambda: random_mlp(32, 2),
+  "MLP 8×32": lambda: random_mlp(32, 8),
+  "MLP 4×128": lambda: random_mlp(128, 4),
+  "MLP 2×512": lambda: random_mlp(512, 2),
+  "MLP 8×512": lambda: random_mlp(512, 8),
   "CNN 28×28": lambda: linen(CNN(), (1, 28, 28, 1), search={"n_starts": 8}),
   "ResNet-18 linen": lambda: linen(ResNet18(), (1, 32, 32, 3), search=RESNET),
   "ResNet-18 nnx": lambda: nnx_resnet18(search=RESNET),
   "LSTM, 16 steps": lambda: linen(LSTM(), (1, 16, 16), search={"n_starts": 8}),
+  "transformer block": lambda: transformer(radii=RADII),
 }

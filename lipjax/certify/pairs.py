@@ -106,17 +106,30 @@ def margin_upper_bounds(
   """
 
   def bounds(*args: Any) -> jax.Array:
-    logits_of = lambda *args: _logits(fn(*args))
-    then = functools.partial(_finished, effort)
-    found = on_arrays(_pairs(effort), logits_of, argnums, args, radius, box, then)
-    if found is None:  # they do not depend on what moves
-      logits = jax.eval_shape(lambda: logits_of(*args))
-      return jnp.zeros((logits.size, logits.size), compute_dtype(logits.dtype))
-    pairs = found[1]
+    pairs = of_pairs(effort, fn, argnums, args, radius, box, functools.partial(_finished, effort))
     return jnp.where(jnp.eye(len(pairs), dtype=bool), 0, pairs)
 
   check_effort(effort)
   return bounds
+
+
+def of_pairs(
+  effort: Effort,
+  fn: Callable[..., Any],
+  argnums: int | Sequence[int],
+  args: Sequence[Any],
+  radius: Any | None,
+  box: tuple[Any, Any] | None,
+  then: Callable[[tuple[jax.Array, Layers | None]], Any],
+) -> Any:
+  """What is made of bounds by norms for all pairs, and layers for better ones."""
+  logits = lambda *args: logits_of(fn(*args))
+  found = on_arrays(_pairs(effort), logits, argnums, args, radius, box, then)
+  if found is not None:
+    return found[1]
+  # They do not depend on what moves.
+  flat = jax.eval_shape(lambda: logits(*args))
+  return then((jnp.zeros((flat.size, flat.size), compute_dtype(flat.dtype)), None))
 
 
 # The same function for the same effort: it is a part of the key of compiled programs.
@@ -150,7 +163,8 @@ def _finished(effort: Effort, found: tuple[jax.Array, Layers | None]) -> jax.Arr
   return jnp.where(jnp.isnan(pairs), jnp.inf, pairs)
 
 
-def _logits(results: Any) -> jax.Array:
+def logits_of(results: Any) -> jax.Array:
+  """The logits, from what a function returns."""
   leaves = jax.tree.leaves(results)
   if len(leaves) != 1:
     msg = (

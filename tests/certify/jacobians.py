@@ -49,17 +49,22 @@ def _apply(eqn, operands):
 def _wide(x):
   """In float64 where there is such a thing."""
   dtype = jnp.result_type(x)
+  widest = _widest(dtype)
+  return x if widest == dtype else jnp.asarray(x, widest)
+
+
+def _widest(dtype):
   kinds = ((jnp.floating, jnp.float64), (jnp.complexfloating, jnp.complex128))
   for kind, widest in kinds:
     if jnp.issubdtype(dtype, kind):
-      return jnp.asarray(x, jax.dtypes.canonicalize_dtype(widest))
-  return x
+      return jax.dtypes.canonicalize_dtype(widest)
+  return dtype
 
 
 def _wide_param(param):
   if isinstance(param, (np.dtype, type)) and jnp.issubdtype(param, jnp.floating):
-    return _wide(jnp.zeros((), param)).dtype
+    return _widest(param)
   if not hasattr(param, "eqns"):
     return param
-  like = [_wide(jnp.zeros(x.shape, x.dtype)) for x in param.in_avals]
+  like = [jax.ShapeDtypeStruct(x.shape, _widest(x.dtype)) for x in param.in_avals]
   return jax.make_jaxpr(lambda *args: widened(param, args))(*like)

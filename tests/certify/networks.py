@@ -87,12 +87,17 @@ def with_statistics(variables, key):
 
 def linen_resnet(width=64, stages=4, seed=0):
   model = LinenResNet(width, stages)
-  variables = jax.jit(model.init)(jax.random.key(seed), jnp.ones((1, 32, 32, 3)))
-  return model, with_statistics(variables, jax.random.key(seed + 1))
+
+  @jax.jit
+  def init(key, another):
+    return with_statistics(model.init(key, jnp.ones((1, 32, 32, 3))), another)
+
+  return model, init(jax.random.key(seed), jax.random.key(seed + 1))
 
 
-def copied(variables, model):
+def copied(variables, width=64, stages=4):
   """The nnx network with the linen network's weights."""
+  model = nnx.eval_shape(lambda: NnxResNet(nnx.Rngs(0), width, stages))
   params, statistics = variables["params"], variables["batch_stats"]
 
   def conv(ours, params):

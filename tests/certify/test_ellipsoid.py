@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from reference import FLOAT, X64, normal, top_sigma
 
 import lipjax
+from lipjax.certify.bounds import effort
 from lipjax.certify.bounds.covariance import _raised
 from lipjax.certify.bounds.ellipsoid import ellipsoid, first_multipliers
 from lipjax.certify.bounds.layers import prepared
@@ -157,6 +158,17 @@ def test_liplt_is_no_better(function, radius):
   assert list(found) == ["product", "ellipsoid"]
   liplt = bounds_by_engine(fn, 1, (weights, x), radius, effort="fast")["liplt"]
   assert found["ellipsoid"] <= 1.001 * liplt
+
+
+@pytest.mark.parametrize("n_layers", [2, 4, 8])
+def test_liplt_is_no_better_without_a_step(n_layers, monkeypatch):
+  monkeypatch.setattr(effort, "OPERATIONS", 0)
+  for seed, slope in enumerate((0.0, 0.5, -1.0)):
+    weights = [normal(10 * seed + i, (24, 24), FLOAT, 0.2) for i in range(n_layers)]
+    fn = lambda weights, x: apply(weights, [leaky(slope, 1.0)] * (n_layers - 1), x)
+    args = weights, jnp.zeros(24, FLOAT)
+    liplt = bounds_by_engine(fn, 1, args, effort="fast")["liplt"]
+    assert bounds_by_engine(fn, 1, args)["ellipsoid"] <= 1.001 * liplt
 
 
 def test_liplt_is_no_better_after_a_single_step():

@@ -1,5 +1,7 @@
 """Numbers whose squares and products are too small to be normal make no bound too small."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,9 +57,13 @@ LOCAL = {
 def truth(fn, points):
   """The largest norm of the Jacobian in float64."""
   with jax.enable_x64(True):
-    flat = jax.jit(jax.jacfwd(lambda x: fn(x).ravel()))
-    found = [np.asarray(flat(jnp.asarray(p, jnp.float64))) for p in np.float64(points)]
+    found = [np.asarray(flat_jacobian(fn)(p)) for p in np.float64(points)]
   return max(np.linalg.norm(j.reshape((j.shape[0], -1)), 2) for j in found)
+
+
+@functools.cache
+def flat_jacobian(fn):
+  return jax.jit(jax.jacfwd(lambda x: fn(x).ravel()))
 
 
 def around(center, radius):

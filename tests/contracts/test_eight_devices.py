@@ -1,4 +1,4 @@
-"""Runs `sharded/` in a process of its own with eight CPU devices."""
+"""Runs `sharded/` in two processes of their own with eight CPU devices."""
 
 import os
 import pathlib
@@ -9,16 +9,21 @@ import jax
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+FILES = sorted(HERE.glob("sharded/test_*.py"))
 
 
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.skipif(jax.device_count() > 1, reason="sharded/ is collected in this process itself")
-def test_sharded_suite_passes_on_eight_devices():
-  """Points 11, 12, 16 and 22. lipjax's products differ by the number of devices."""
+def test_sharded_suite_passes_on_eight_devices(half):
+  """Points 11, 12, 16 and 22. lipjax's products differ by the number of devices.
+
+  In halves, which two cores run at once.
+  """
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
   environment = os.environ | {"LIPJAX_TEST_DEVICES": "8"}
   environment.pop("PYTEST_ADDOPTS", None)
   done = subprocess.run(
-    [*command, str(HERE / "sharded")],
+    [*command, *map(str, FILES[half::2])],
     cwd=HERE.parents[1],
     env=environment,
     capture_output=True,

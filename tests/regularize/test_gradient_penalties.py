@@ -71,7 +71,7 @@ def test_gradient_in_the_parameters_is_that_of_finite_differences(sides):
   with jax.enable_x64(True):
     params, x = in_float64(PARAMS), in_float64(X)
     loss = jax.jit(lambda p: penalty(p, x, sides=sides, target=2.5))
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     for name, w in params.items():
       expected = np.zeros(w.shape)
       for index in np.ndindex(w.shape):
@@ -83,7 +83,8 @@ def test_gradient_in_the_parameters_is_that_of_finite_differences(sides):
 def test_derivatives_of_higher_order_and_in_every_mode():
   with jax.enable_x64(True):
     params, x = in_float64(PARAMS), in_float64(X)
-    check_grads(lambda p, x: penalty(p, x), (params, x), order=2, modes=["fwd", "rev"])
+    loss = jax.jit(lambda p, x: penalty(p, x))
+    check_grads(loss, (params, x), order=2, modes=["fwd", "rev"])
 
 
 def test_gradient_under_jit_and_vmap():

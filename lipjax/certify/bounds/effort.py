@@ -8,8 +8,9 @@ from typing import Literal
 Effort = Literal["fast", "default", "tight"]
 #: Graphs with more values at a time have no ellipsoid.
 VALUES_UP_TO = 2048
-#: Operations by default: about a second of a laptop's.
-OPERATIONS = 2e10
+#: Operations by default: about a second of a laptop's. Without a step there are multipliers to
+#: start from, which are worth some more.
+OPERATIONS, WITHOUT_STEP = 5e10, 2e11
 #: Of a step of gradient descent, in cubes of a layer's width.
 OPERATIONS_A_STEP = 40
 
@@ -23,14 +24,14 @@ def check_effort(effort: str) -> None:
 
 def is_worth(effort: Effort, widths: Sequence[int]) -> bool:
   """Whether there is time for an ellipsoid of layers of such widths."""
-  is_affordable = effort == "tight" or (effort == "default" and _affordable(widths) > 0)
+  is_affordable = effort == "tight" or (effort == "default" and _cost(widths) <= WITHOUT_STEP)
   return is_affordable and max(widths) <= VALUES_UP_TO
 
 
 def steps_for(effort: Effort, widths: Sequence[int]) -> int:
   """Steps of gradient descent on an ellipsoid."""
-  return 300 if effort == "tight" else min(_affordable(widths), 20)
+  return 300 if effort == "tight" else min(int(OPERATIONS / _cost(widths)), 20)
 
 
-def _affordable(widths: Sequence[int]) -> int:
-  return int(OPERATIONS / OPERATIONS_A_STEP / sum(width**3 for width in widths))
+def _cost(widths: Sequence[int]) -> float:
+  return OPERATIONS_A_STEP * sum(width**3 for width in widths)

@@ -25,6 +25,8 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
+#: Of multipliers that are carried on while weights change: steps before that, and Adam then.
+CARRIED_FROM, _CARRIED = 50, optax.adam(0.03, *MOMENTS)
 #: As shares of the largest: of an entry's movement, and of it times the multiplier.
 LEAST, LEAST_PRODUCT = 1e-4, 0.1
 
@@ -39,6 +41,18 @@ class Multipliers(NamedTuple):
 
   shape: jax.Array
   share: jax.Array
+
+
+class Carried(NamedTuple):
+  """Multipliers from one call to the next.
+
+  Attributes:
+    multipliers: of each layer that functions follow.
+    adam: the state of Adam.
+  """
+
+  multipliers: Any
+  adam: optax.OptState
 
 
 @fast_jit(static_argnums=(1,))
@@ -63,33 +77,73 @@ def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) ->
     n_steps: of gradient descent for all pairs together.
     is_each_alone: whether then so many for each.
   """
-  layers, exponent = prepared(found.layers), found.exponents[0]
-  i, j = np.triu_indices(n, 1)
-
-  def squares(a: jax.Array) -> jax.Array:
-    own = jnp.diag(a)
-    return own[i] + own[j] - 2 * a[i, j]
-
-  def squares_above(a: jax.Array) -> jax.Array:
-    own = jnp.diag(a)
-    rounding = 8 * unit_roundoff(a.dtype) * (own[i] + own[j])
-    return jnp.maximum(squares(a) + rounding, jnp.finfo(a.dtype).tiny)
-
-  logs = lambda a: jnp.log(nonzero(squares(a)))
-  mean = lambda a: jnp.mean(logs(a))
-  together = improved(layers, mean, n_steps)
-  bounds = squares_above(certified(layers, together, mean))
+  layers, pairs = prepared(found.layers), _Pairs(n)
+  together = improved(layers, pairs.size, n_steps)
+  bounds = pairs.above(certified(layers, together, pairs.size))
   if is_each_alone:
 
     def alone(k: jax.Array) -> jax.Array:
-      size = lambda a: logs(a)[k]
+      size = lambda a: pairs.logs(a)[k]
       own = improved(layers, size, n_steps, together)
-      return jnp.fmin(squares_above(certified(layers, own, size))[k], bounds[k])
+      return jnp.fmin(pairs.above(certified(layers, own, size))[k], bounds[k])
 
-    bounds = lax.map(alone, jnp.arange(len(i)))
-  bounds = _bound(up(bounds), exponent)
-  pairs = jnp.zeros((n, n), bounds.dtype).at[i, j].set(bounds)
-  return pairs + pairs.T
+    bounds = lax.map(alone, jnp.arange(len(bounds)))
+  return pairs.matrix(_bound(up(bounds), found.exponents[0]))
+
+
+@fast_jit(static_argnums=(1,))
+def start_carrying(found: Layers, n: int) -> Carried:
+  """Multipliers of `ellipsoid_pairs`, to be carried on."""
+  layers = prepared(found.layers)
+  multipliers = improved(layers, _Pairs(n).size, CARRIED_FROM)
+  return Carried(multipliers, _CARRIED.init(jax.tree.map(jnp.zeros_like, multipliers)))
+
+
+@fast_jit(static_argnums=(1, 2))
+def ellipsoid_pairs_carried(
+  found: Layers, n: int, n_steps: int, state: Carried
+) -> tuple[jax.Array, Carried]:
+  """As `ellipsoid_pairs`, with multipliers that gradient descent goes on from."""
+  layers, pairs = prepared(found.layers), _Pairs(n)
+  fixed = lax.stop_gradient(layers)
+  for _ in range(n_steps):
+    size = lambda x: pairs.size(ellipsoid(fixed, x, is_certified=False))
+    slopes = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), jax.grad(size)(state[0]))
+    updates, adam = _CARRIED.update(slopes, state.adam)
+    state = Carried(optax.apply_updates(state.multipliers, updates), adam)
+  bounds = pairs.above(certified(layers, state.multipliers, pairs.size))
+  return pairs.matrix(_bound(up(bounds), found.exponents[0])), state
+
+
+class _Pairs:
+  """Of two of n outputs, from A of the outputs."""
+
+  def __init__(self, n: int):
+    self.n, (self.i, self.j) = n, np.triu_indices(n, 1)
+
+  def squares(self, a: jax.Array) -> jax.Array:
+    """Of how far differences of two move."""
+    own = jnp.diag(a)
+    return own[self.i] + own[self.j] - 2 * a[self.i, self.j]
+
+  def above(self, a: jax.Array) -> jax.Array:
+    """With rounding."""
+    own = jnp.diag(a)
+    rounding = 8 * unit_roundoff(a.dtype) * (own[self.i] + own[self.j])
+    return jnp.maximum(self.squares(a) + rounding, jnp.finfo(a.dtype).tiny)
+
+  def logs(self, a: jax.Array) -> jax.Array:
+    """What is to be small."""
+    return jnp.log(nonzero(self.squares(a)))
+
+  def size(self, a: jax.Array) -> jax.Array:
+    """For all pairs together."""
+    return jnp.mean(self.logs(a))
+
+  def matrix(self, of_pairs: jax.Array) -> jax.Array:
+    """Symmetric, with zeros on the diagonal."""
+    half = jnp.zeros((self.n, self.n), of_pairs.dtype).at[self.i, self.j].set(of_pairs)
+    return half + half.T
 
 
 def _bound(square: jax.Array, exponent: jax.Array) -> jax.Array:

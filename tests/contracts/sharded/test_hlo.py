@@ -1,5 +1,6 @@
 """What a sharded step moves between devices: point 22."""
 
+import functools
 import math
 import re
 
@@ -78,32 +79,51 @@ def test_no_weight_is_moved(transformation, mesh, place):
 
   Without the transformations that need whole matrices, as their documentation says.
   """
-  (*parents, leaf), spec = PLACES[place]
-  shape = (ROWS, COLUMNS) if len(parents) == 1 else (STACK, ROWS, COLUMNS)
-  tree = {leaf: shape}
-  for name in reversed(parents):
-    tree = {name: tree}
-  plain = normal(0, tree)
-  grads = updates_like(plain)
+  path, spec = PLACES[place]
+  plain, grads, expected = on_one_device(transformation.name, path)
   sharding = NamedSharding(mesh, spec)
   p, g = jax.device_put(plain, sharding), jax.device_put(grads, sharding)
-  tx = transformation.chain(optax.sgd(0.1))
-
-  def train(p, state, g):
-    u, state = tx.update(g, state, p)
-    return u, optax.apply_updates(p, u), state
-
+  tx, train = step_of(transformation)
   state = tx.init(p)
   compiled = jax.jit(train).lower(p, state, g).compile()
   n_weight = jax.tree.leaves(p)[0].addressable_shards[0].data.size
-  n_vectors = math.prod(shape[:-2]) * VECTORS * (ROWS + COLUMNS + 2)
+  n_vectors = math.prod(shape_of(path)[:-2]) * VECTORS * (ROWS + COLUMNS + 2)
   assert n_vectors < n_weight
   assert [(op, n) for op, n in moved(compiled.as_text()) if n > n_vectors] == []
 
   u, after, state = compiled(p, state, g)
   for array in jax.tree.leaves((u, after)):
     assert array.sharding.is_equivalent_to(sharding, array.ndim)
-  expected = jax.jit(train)(plain, tx.init(plain), grads)
-  host = lambda tree: jax.tree.map(np.asarray, tree)
   # A product of 512 terms is summed in another order.
-  assert_close(*(host(norms_for_vectors(x)) for x in ((u, after, state), expected)), 1024)
+  assert_close(on_host(norms_for_vectors((u, after, state))), expected, 1024)
+
+
+def shape_of(path):
+  return (ROWS, COLUMNS) if len(path) == 2 else (STACK, ROWS, COLUMNS)
+
+
+def on_host(tree):
+  return jax.tree.map(np.asarray, tree)
+
+
+def step_of(transformation):
+  tx = transformation.chain(optax.sgd(0.1))
+
+  def train(p, state, g):
+    u, state = tx.update(g, state, p)
+    return u, optax.apply_updates(p, u), state
+
+  return tx, train
+
+
+@functools.cache
+def on_one_device(name, path):
+  """Params, their gradients, and what a step makes of them, for all meshes and placements."""
+  tree = shape_of(path)
+  for part in reversed(path):
+    tree = {part: tree}
+  plain = normal(0, tree)
+  grads = updates_like(plain)
+  tx, train = step_of(next(case for case in CASES if case.name == name))
+  after = jax.jit(train)(plain, tx.init(plain), grads)
+  return on_host((plain, grads, norms_for_vectors(after)))
