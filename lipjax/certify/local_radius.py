@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-from lipjax.certify.bounds.effort import Effort, check_effort
+from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
+from lipjax.certify.bounds.ellipsoid import ellipsoid_pairs_for
+from lipjax.certify.bounds.layers import Layers
 from lipjax.certify.fast import is_traced_here
 from lipjax.certify.margins import certified_radius
-from lipjax.certify.pairs import logits_of, margin_upper_bounds
+from lipjax.certify.pairs import logits_of, of_pairs
 
 
 def local_certified_radius(
@@ -30,10 +33,10 @@ def local_certified_radius(
   .. math:: \max_k\ \min(r_k,\ \min_{j\ne i} \frac{f_i - f_j}{L_{ij}(r_k)})
 
   for the class i of the argument, the strict argmax of the logits, with :math:`L_{ij}(r)` the
-  bounds of `margin_upper_bounds` on the ball of radius r. In small balls few units can switch and
-  L is small, so that the radius is often twice that of one L for all inputs. Each :math:`r_k`
-  by itself is a proof: the larger of the two numbers in the minimum falls with r, the best r is
-  between them, and they are bisected, from `up_to` on.
+  bounds of `margin_upper_bounds` on the ball of radius r, and an ellipsoid that is chosen for the
+  pair of classes that decides. In small balls few units can switch, and L is small. Each
+  :math:`r_k` by itself is a proof: the second number in the minimum falls with r, the best r is
+  between both, and they are bisected, from `up_to` on.
 
   **Cost.** `n_steps` times `margin_upper_bounds`, in one loop: compilation is that of one. Under
   `jax.vmap` a batch at a time; ``jax.lax.map(…, batch_size=…)`` goes through a dataset.
@@ -82,8 +85,10 @@ def local_certified_radius(
   def radius(*args: Any) -> jax.Array:
     logits = logits_of(fn(*args))
 
+    then = functools.partial(_finished, effort, logits)
+
     def proved(within: jax.Array) -> jax.Array:
-      pairs = margin_upper_bounds(fn, argnums, radius=within, effort=effort)(*args)
+      pairs = of_pairs(effort, fn, argnums, args, within, None, then)
       return certified_radius(logits, pairs)
 
     def step(k: jax.Array, between: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -106,3 +111,17 @@ def local_certified_radius(
     return between[0]
 
   return radius
+
+
+def _finished(
+  effort: Effort, logits: jax.Array, found: tuple[jax.Array, Layers | None]
+) -> jax.Array:
+  """Bounds of pairs, with an ellipsoid for the one that is to be proved last."""
+  pairs, layers = found
+  if layers is not None and len(pairs) > 1:
+    n, is_own = len(logits), jnp.arange(len(logits)) == jnp.argmax(logits)
+    margins = jnp.abs(logits[:, None] - logits).astype(pairs.dtype)
+    margins = jnp.where(is_own[:, None] | is_own, margins, jnp.inf)
+    steps = steps_for(effort, layers.widths)
+    pairs = jnp.fmin(pairs, ellipsoid_pairs_for(layers, n, steps, lax.stop_gradient(margins)))
+  return jnp.where(jnp.isnan(pairs), jnp.inf, pairs)

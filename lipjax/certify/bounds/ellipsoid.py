@@ -25,6 +25,8 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
+#: Of the smooth maximum of pairs.
+SHARPNESS = 8
 #: Of multipliers that are carried on while weights change: steps before that, and Adam then.
 CARRIED_FROM, _CARRIED = 50, optax.adam(0.03, *MOMENTS)
 #: As shares of the largest: of an entry's movement, and of it times the multiplier.
@@ -88,6 +90,23 @@ def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) ->
       return jnp.fmin(pairs.above(certified(layers, own, size))[k], bounds[k])
 
     bounds = lax.map(alone, jnp.arange(len(bounds)))
+  return pairs.matrix(_bound(up(bounds), found.exponents[0]))
+
+
+@fast_jit(static_argnums=(1, 2))
+def ellipsoid_pairs_for(found: Layers, n: int, n_steps: int, margins: jax.Array) -> jax.Array:
+  """As `ellipsoid_pairs`, with multipliers for the pair that moves most beside its margin.
+
+  Args:
+    found: their layers.
+    n: how many outputs there are, at least 2.
+    n_steps: of gradient descent.
+    margins: (n, n), above 0, of pairs; large where a pair does not matter.
+  """
+  layers, pairs = prepared(found.layers), _Pairs(n)
+  far = 2 * jnp.log(jnp.clip(margins[pairs.i, pairs.j], 1e-30, 1e30))
+  size = lambda a: jax.nn.logsumexp(SHARPNESS * (pairs.logs(a) - far)) / SHARPNESS
+  bounds = pairs.above(certified(layers, improved(layers, size, n_steps), size))
   return pairs.matrix(_bound(up(bounds), found.exponents[0]))
 
 
