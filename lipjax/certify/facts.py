@@ -31,6 +31,28 @@ class Range(NamedTuple):
     return jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
 
 
+class Pointwise(NamedTuple):
+  """A sum of arrays of one shape times numbers, or times arrays that broadcast."""
+
+  factors: tuple[Any, ...]
+
+
+class Shifts(NamedTuple):
+  """A convolution.
+
+  Attributes:
+    kernel: of `jax.lax.conv_general_dilated`.
+    params: of it.
+    n_folded: how often its entries were multiplied by constants, with a rounding each.
+    lost: at least the norm of what products have lost that are too small.
+  """
+
+  kernel: Any
+  params: dict[str, Any]
+  n_folded: int
+  lost: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearPart:
   r"""A linear function of one parent or several.
@@ -47,6 +69,7 @@ class LinearPart:
     is_selection: whether each entry of the result is one entry of a parent, or 0.
     lost: at least the norm of what coefficients lost by being too small, beyond the relative
       error of `roundings`; None if they are exact or were too small before.
+    on_images: what it does to images, if that is known: it commutes with shifts.
   """
 
   apply: Callable[..., jax.Array]
@@ -57,6 +80,7 @@ class LinearPart:
   weight: Any = None
   is_selection: bool = False
   lost: Any = None
+  on_images: Pointwise | Shifts | None = None
 
 
 @dataclasses.dataclass(frozen=True)

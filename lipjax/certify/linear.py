@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from lipjax.certify.facts import Depends, LinearPart, Operand
+from lipjax.certify.facts import Depends, LinearPart, Operand, Pointwise, Shifts
 from lipjax.certify.fast import fast_jit
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
@@ -91,6 +91,11 @@ def moved(apply: Callable[..., jax.Array], copies: float = 1) -> LinearPart:
   return LinearPart(apply, (lambda: norm,), roundings=roundings, magnitude=apply, is_selection=True)
 
 
+def same(apply: Callable[..., jax.Array]) -> LinearPart:
+  """Entries as they are, but for their dtype."""
+  return dataclasses.replace(moved(apply), on_images=Pointwise((1.0,)))
+
+
 def merged(apply: Callable[..., jax.Array], operands: Sequence[Operand]) -> Depends:
   """Of operands that move, or do not, a node each of whose entries is an entry of one of them."""
   linear = of_moving(apply, operands)
@@ -121,7 +126,7 @@ def shifted(x: Operand) -> Depends:
   """A node plus a constant: the same linear map of the same parents."""
   if isinstance(x.facts.depends.part, LinearPart):
     return x.facts.depends._replace(multiple=x.multiple)
-  return Depends(moved(lambda value: value), (x.place,), x.multiple)
+  return Depends(same(lambda value: value), (x.place,), x.multiple)
 
 
 def scaled(factor: Any) -> LinearPart:
@@ -131,6 +136,7 @@ def scaled(factor: Any) -> LinearPart:
     (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0))),),
     roundings=2,  # That of an inverse is one of them.
     magnitude=lambda x: x * jnp.abs(factor),
+    on_images=Pointwise((factor,)),
   )
 
 
@@ -251,6 +257,7 @@ def convolution_part(
     magnitude=functools.partial(product, jnp.abs(weight)),
     weight=Weight(weight, tuple(features), part, lost),
     lost=lost if n_folded else None,
+    on_images=Shifts(weight, params, n_folded, lost),
   )
 
 

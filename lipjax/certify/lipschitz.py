@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
 from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
-from lipjax.certify.bounds.layout import layers_of
+from lipjax.certify.bounds.graph_layers import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LipschitzPart
 from lipjax.certify.graph import Graph
@@ -45,9 +45,9 @@ def lipschitz_upper_bound(
   traced, not run: what does not depend on the argument is computed, products with it become
   linear maps whose norms are certified intervals' upper ends, activations get their range
   of slopes. The smallest of several bounds counts: the product of the norms, LipLT
-  (Fazlyab et al. 2023), and, where a graph has few values at a time, an ellipsoid that
-  differences stay in, whose best one is the optimum of the semidefinite program LipSDP-Neuron
-  (Fazlyab et al. 2019).
+  (Fazlyab et al. 2023), and, where a graph has few values at a time or they are images, an
+  ellipsoid that differences stay in, whose best one is the optimum of the semidefinite program
+  LipSDP-Neuron (Fazlyab et al. 2019); of images with one multiplier for a channel.
 
   With a `radius`, for all x and y at most so far from the given argument; with a `box`, for
   those between its ends. Ranges of values are then propagated, and slopes are those on them: a
@@ -71,8 +71,8 @@ def lipschitz_upper_bound(
     box: the smallest and the largest value of an entry: numbers, or arrays of the argument's
       shape. With a radius too, what lies in both.
     effort: ``"fast"`` for norms alone; ``"tight"`` for 300 steps of gradient descent on the
-      ellipsoid (within 0.4 % of the optimum on LipSDP's two published networks), and for graphs
-      of up to 2048 values at a time; by default as many as about a second allows, up to 20.
+      ellipsoid (within 0.4 % of the optimum on LipSDP's two published networks), fewer where
+      that takes hours; by default as many as about a second allows, up to 20.
 
   Returns:
     A function of `fn`'s arguments with a scalar, float32 or wider. Without a radius only

@@ -14,8 +14,8 @@ from jax import lax
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound, ellipsoid_pairs
 from lipjax.certify.bounds.graph import liplt_bounds
+from lipjax.certify.bounds.graph_layers import layers_of
 from lipjax.certify.bounds.layers import Layers
-from lipjax.certify.bounds.layout import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LinearPart
 from lipjax.certify.graph import Graph

@@ -95,6 +95,11 @@ def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
   return _enlarged(product(g, right), lost)
 
 
+def summed(total: jax.Array, n_terms: int) -> jax.Array:
+  """At least a sum of positive matrices, as computed."""
+  return _enlarged(total, 2 * n_terms * unit_roundoff(total.dtype) * _norm(total))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   """At least A + AD(I - B)⁻¹DA, see above; NaN where there is no factor."""

@@ -11,6 +11,8 @@ VALUES_UP_TO = 2048
 #: Operations by default: about a second of a laptop's. Without a step there are multipliers to
 #: start from, which are worth some more.
 OPERATIONS, WITHOUT_STEP = 5e10, 2e11
+#: With ``effort="tight"``: up to about an hour.
+TIGHT, TIGHT_WITHOUT_STEP = 1e14, 5e12
 #: Of a step of gradient descent, in cubes of a layer's width.
 OPERATIONS_A_STEP = 40
 
@@ -22,16 +24,17 @@ def check_effort(effort: str) -> None:
     raise ValueError(msg)
 
 
-def is_worth(effort: Effort, widths: Sequence[int]) -> bool:
-  """Whether there is time for an ellipsoid of layers of such widths."""
-  is_affordable = effort == "tight" or (effort == "default" and _cost(widths) <= WITHOUT_STEP)
-  return is_affordable and max(widths) <= VALUES_UP_TO
+def is_worth(effort: Effort, widths: Sequence[tuple[int, int]]) -> bool:
+  """Whether there is time for an ellipsoid of layers of so many blocks of such widths."""
+  most = {"fast": 0.0, "default": WITHOUT_STEP, "tight": TIGHT_WITHOUT_STEP}[effort]
+  return _cost(widths) <= most and max(n for _, n in widths) <= VALUES_UP_TO
 
 
-def steps_for(effort: Effort, widths: Sequence[int]) -> int:
+def steps_for(effort: Effort, widths: Sequence[tuple[int, int]]) -> int:
   """Steps of gradient descent on an ellipsoid."""
-  return 300 if effort == "tight" else min(int(OPERATIONS / _cost(widths)), 20)
+  operations, most = (TIGHT, 300) if effort == "tight" else (OPERATIONS, 20)
+  return min(int(operations / _cost(widths)), most)
 
 
-def _cost(widths: Sequence[int]) -> float:
-  return OPERATIONS_A_STEP * sum(width**3 for width in widths)
+def _cost(widths: Sequence[tuple[int, int]]) -> float:
+  return OPERATIONS_A_STEP * sum(count * n**3 for count, n in widths)

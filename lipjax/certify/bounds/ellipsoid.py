@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from lipjax.certify.bounds import covariance
+from lipjax.certify.bounds import covariance, steps
 from lipjax.certify.bounds.layers import Layer, Layers, over_layers, prepared
 from lipjax.certify.fast import fast_jit
 from lipjax.measure.gram import gram_upper_bound
@@ -181,12 +181,12 @@ def ellipsoid(
   def step(a: jax.Array, layers: Any) -> tuple[jax.Array, None]:
     of, layer, following = layers
     root = roots(a, layer, of)
-    p = covariance.after(a, layer, root, is_certified=is_certified)
-    return covariance.before(p, following, is_certified=is_certified), None
+    p = steps.after(a, layer, root, is_certified=is_certified)
+    return steps.before(p, following, is_certified=is_certified), None
 
-  start = covariance.start(layers[0], is_certified=is_certified)
-  steps = list(zip(multipliers, _functions(layers[:-1]), layers[1:], strict=True))
-  return over_layers(step, start, steps)[0]
+  start = steps.start(layers[0], is_certified=is_certified)
+  inputs = list(zip(multipliers, _functions(layers[:-1]), layers[1:], strict=True))
+  return over_layers(step, start, inputs)[0]
 
 
 def certified(
@@ -253,9 +253,9 @@ def first_multipliers(layers: Sequence[Layer]) -> list[Multipliers]:
   """
 
   def step(squares: jax.Array, following: Any) -> tuple[jax.Array, Multipliers]:
-    layer, matrix = following
+    layer, squared = following
     of_group = lambda x: jax.ops.segment_sum(x, layer.group, len(x))
-    counts = of_group(jnp.square(layer.half) * jnp.sum(jnp.square(matrix), axis=0))
+    counts = of_group(jnp.square(layer.half) * jnp.sum(squared, axis=0))
     moves = of_group(jnp.square(layer.weights) * squares)
     at_least = lambda x, share: jnp.maximum(x, share * nonzero(jnp.max(x)))
     # What hardly moves or counts must not grow out of all proportion.
@@ -266,20 +266,22 @@ def first_multipliers(layers: Sequence[Layer]) -> list[Multipliers]:
     rest = jnp.sum(jnp.abs(layer.linear) * (layer.half > 0))
     rest = rest / nonzero(jnp.sum(layer.half * layer.weights))
     share = SHARE - jnp.log(jnp.clip(rest, 1e-2, 1e6))
-    return covariance.dot(jnp.square(matrix), squares), Multipliers(jnp.log(ratio) / 2, share)
+    return covariance.dot(squared, squares), Multipliers(jnp.log(ratio) / 2, share)
 
-  start = jnp.sum(jnp.square(layers[0].matrix), axis=1)
-  matrices = [layer.matrix for layer in layers[1:]]
+  squared = lambda layer: _on_average(jnp.square(layer.matrix))
+  start, matrices = jnp.sum(squared(layers[0]), axis=1), list(map(squared, layers[1:]))
   return over_layers(step, start, list(zip(_functions(layers[:-1]), matrices, strict=True)))[1]
 
 
 def roots(a: jax.Array, layer: Layer, multipliers: Multipliers) -> jax.Array:
   r""":math:`\sqrt\lambda` for each entry, with B below the identity; 0 where a group has no h."""
-  is_free = jax.ops.segment_max(layer.half, layer.group, len(a)) > 0
+  is_free = jax.ops.segment_max(layer.half, layer.group, a.shape[-1]) > 0
   root = jnp.where(is_free, jnp.exp(multipliers.shape), 0)[layer.group]
-  b = covariance.scaled(a, root * layer.weights)
-  share = covariance.most(len(a), a.dtype) * jax.nn.sigmoid(multipliers.share)
-  return jnp.sqrt(share / jnp.maximum(largest_eigenvalue(b), 1e-12)) * root
+  by = root * layer.weights
+  largest = lambda a: largest_eigenvalue(covariance.scaled(a, by))
+  found = largest(a) if a.ndim == 2 else jnp.max(jax.vmap(largest)(a))
+  share = covariance.most(len(root), a.dtype) * jax.nn.sigmoid(multipliers.share)
+  return jnp.sqrt(share / jnp.maximum(found, 1e-12)) * root
 
 
 def largest_eigenvalue(b: jax.Array) -> jax.Array:
@@ -307,4 +309,10 @@ def largest_eigenvalue(b: jax.Array) -> jax.Array:
 
 def _functions(layers: Sequence[Layer]) -> list[Layer]:
   """Layers without matrices: the same shapes also for the first one."""
-  return [layer._replace(matrix=None, lost=None) for layer in layers]
+  nothing = dict.fromkeys(("matrix", "lost", "blocks", "flips"))
+  return [layer._replace(**nothing) for layer in layers]
+
+
+def _on_average(squares: jax.Array) -> jax.Array:
+  """Of the matrices of frequencies, those that are alike together."""
+  return squares if squares.ndim == 2 else jnp.mean(jnp.sum(squares, axis=0), axis=0)

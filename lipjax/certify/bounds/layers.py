@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lipjax.certify.bounds.torus import largest_norm
 from lipjax.certify.facts import ScalarPart
 from lipjax.certify.maps import half_slope, middle_slope
 from lipjax.measure.scaling import nonzero
-from lipjax.rounding.errors import up
+from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import times_above, tiny
 from lipjax.rounding.powers import exponent_of, power_of_two, times_power_of_two
 from lipjax.rounding.products import underflow
@@ -38,6 +39,9 @@ class Layer(NamedTuple):
     linear: c.
     half: h, 0 or 1 in groups of several entries.
     group: the number of an entry's group.
+    blocks: where values are images, of which frequencies before it each frequency is made:
+      matrix is (K, frequencies, values, values before), blocks (K, frequencies).
+    flips: where that is the conjugate; None if what is made of images are no images.
   """
 
   matrix: Any
@@ -46,6 +50,8 @@ class Layer(NamedTuple):
   linear: Any
   half: Any
   group: Any
+  blocks: Any = None
+  flips: Any = None
 
 
 class RawLayer(NamedTuple):
@@ -58,7 +64,7 @@ class RawLayer(NamedTuple):
     before: of each value before, the exponent of its unit; in a graph, which node it is of.
     after: of each value.
     read: of what the functions make of it, if they do.
-    group: as of a `Layer`.
+    group: as of a `Layer`, as are `blocks` and `flips`.
   """
 
   matrix: Any
@@ -68,6 +74,8 @@ class RawLayer(NamedTuple):
   after: Any
   read: Any
   group: Any
+  blocks: Any = None
+  flips: Any = None
 
 
 class Layers(NamedTuple):
@@ -82,9 +90,10 @@ class Layers(NamedTuple):
   exponents: jax.Array
 
   @property
-  def widths(self) -> list[int]:
-    """How many values there are at a time."""
-    return [len(layer.matrix) for layer in self.layers]
+  def widths(self) -> list[tuple[int, int]]:
+    """How many blocks of values there are at a time, and how many values."""
+    shapes = [layer.matrix.shape for layer in self.layers]
+    return [(1 if len(shape) == 2 else shape[1], shape[-2]) for shape in shapes]
 
 
 def over_layers(
@@ -106,6 +115,8 @@ def over_layers(
 
 def padded(layers: list[RawLayer]) -> list[RawLayer]:
   """Narrow layers and inputs all of one width, a power of two, by entries that do nothing."""
+  if any(layer.blocks is not None for layer in layers):
+    return layers
   sizes = [layers[0].matrix.shape[1], *(len(layer.matrix) for layer in layers)]
   widest = max((n for n in sizes if n <= PADDED_UP_TO), default=0)
   # Few widths, as each is a program to compile.
@@ -129,6 +140,16 @@ def padded(layers: list[RawLayer]) -> list[RawLayer]:
   return found
 
 
+def scaled(layer: RawLayer, by: jax.Array) -> RawLayer:
+  """A layer of what moves by so much, not by 1."""
+  # Rounded to the matrix' dtype.
+  by = up(by.astype(layer.matrix.dtype))
+  matrix = layer.matrix * by
+  lost = layer.lost * by + 2 * unit_roundoff(matrix.dtype) * largest_norm(matrix)
+  small = underflow(1, matrix.shape[-2:], matrix.dtype)
+  return layer._replace(matrix=matrix, lost=up(lost + small, 4).astype(matrix.dtype))
+
+
 def prepared(raw: list[RawLayer]) -> list[Layer]:
   """Every entry in units of its own, a power of two near how far it moves beside the others.
 
@@ -139,23 +160,30 @@ def prepared(raw: list[RawLayer]) -> list[Layer]:
     exponents = layer.before - layer.after[:, None]
     matrix = times_power_of_two(layer.matrix, exponents) * before
     weights, linear, half = _functions(layer)
-    moves = lax.stop_gradient(jnp.sum(jnp.abs(matrix), axis=1))
+    moves = lax.stop_gradient(_moves(matrix))
     exponent = exponent_of(moves / nonzero(jnp.max(moves)))
     unit = power_of_two(jnp.clip(exponent, -SPREAD, 0), moves.dtype)
-    small = underflow(3, matrix.shape, matrix.dtype)
+    small = underflow(3, matrix.shape[-2:], matrix.dtype)
     lost = up((layer.lost * jnp.max(before) + small) / jnp.min(unit))
     # An entry and its own δ are in the same units.
     of = jnp.where((weights > 0) & (half > 0), 1, unit)
     weights, half = times_above(weights, of), times_above(half, 1 / of)
-    return unit, Layer(matrix / unit[:, None], lost, weights, linear, half, layer.group)
+    matrix = matrix / unit[:, None]
+    return unit, Layer(matrix, lost, weights, linear, half, *layer[-3:])
 
-  start = jnp.ones(raw[0].matrix.shape[1], raw[0].lost.dtype)
+  start = jnp.ones(raw[0].matrix.shape[-1], raw[0].lost.dtype)
   before, layers = over_layers(step, start, raw[:-1])
   # The outputs keep their units.
   last = raw[-1]
   matrix = times_power_of_two(last.matrix, last.before - last.after[:, None]) * before
-  lost = up(last.lost + underflow(2, matrix.shape, matrix.dtype))
-  return [*layers, Layer(matrix, lost, None, None, None, None)]
+  lost = up(last.lost + underflow(2, matrix.shape[-2:], matrix.dtype))
+  return [*layers, Layer(matrix, lost, None, None, None, None, *last[-2:])]
+
+
+def _moves(matrix: jax.Array) -> jax.Array:
+  """How far each value moves if all before it move by 1."""
+  moves = jnp.sum(jnp.abs(matrix), axis=-1)
+  return moves if moves.ndim == 1 else jnp.max(jnp.sum(moves, axis=0), axis=0)
 
 
 def _functions(layer: RawLayer) -> tuple[jax.Array, jax.Array, jax.Array]:

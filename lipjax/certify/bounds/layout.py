@@ -16,16 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.certify.bounds.effort import Effort, is_worth
-from lipjax.certify.bounds.graph import product_bounds
-from lipjax.certify.bounds.layers import Layers, RawLayer, padded
-from lipjax.certify.bounds.slots import Before, Slot, stacks_of
+from lipjax.certify.bounds.layers import RawLayer
+from lipjax.certify.bounds.slots import Before, Slot
 from lipjax.certify.facts import LipschitzPart, ScalarPart
-from lipjax.certify.linear import compute_norms
 from lipjax.certify.maps import (
   Known,
-  live,
-  norms_of,
   rows_at,
   rows_back,
   rows_joined,
@@ -37,83 +32,54 @@ from lipjax.rounding.powers import exponent_of, times_power_of_two
 from lipjax.rounding.products import underflow
 
 
-def layers_of(
-  known: Known, outputs: Sequence[int], bounds: Mapping[int, Any], effort: Effort
-) -> Layers | None:
-  """The layers to the outputs, or None: not worth the effort, or nothing nonlinear.
-
-  Args:
-    known: about the graph.
-    outputs: the nodes in question.
-    bounds: of each node that they depend on, by another engine.
-    effort: how much work they are worth.
-  """
-  known = known.seen()
-  order = live(known, outputs)
-  stacks = stacks_of(known, order, outputs)
-  sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
-  if len(stacks) == 1 or min(sizes) == 0 or not is_worth(effort, sizes):
-    return None
-  if any(i not in bounds for i in order):
-    compute_norms(norms_of(known, order))
-    bounds = product_bounds(known, order) | dict(bounds)
-  layout = _Layout(known, bounds)
-  # Inputs stand one after the other; of the values of a later layer some are not read again.
-  before: list[Before] = [(i, known.nodes[i].size) for i in order if known.part(i) is None]
-  layers = []
-  for stack in stacks:
-    layer = layout.layer(stack, before)
-    if layer is None:
-      return None
-    layers.append(layer)
-    before = [(slot.after, known.nodes[slot.before].size) for slot in stack]
-  layers = [layout.in_units(layer) for layer in padded(layers)]
-  return Layers(layers, layers[-1].after)
-
-
-class _Layout:
+class Layout:
   """Layers of a graph."""
 
-  def __init__(self, known: Known, bounds: Mapping[int, Any]):
+  def __init__(self, known: Known, bounds: Mapping[int, Any], sources: Sequence[int]):
     self._known, self._bounds = known, bounds
     # One dtype for all layers, as wide as each node's and each slope's.
     parts = [part for part in map(known.part, bounds) if isinstance(part, ScalarPart)]
     slopes = [x for part in parts for x in (part.lower, part.upper) if isinstance(x, jax.Array)]
-    self._wide = jnp.result_type(*slopes, *(known.nodes[i].wide for i in bounds))
+    self.wide = jnp.result_type(*slopes, *(known.nodes[i].wide for i in bounds))
     # Each asked for several times.
     self._rest, self._weights = functools.cache(self._rest_of), functools.cache(self._weights_of)
-    # Distances between inputs are given, and at most 1: theirs is 0.
-    moves = [0.5 if known.part(i) is None else bounds[i] for i in sorted(bounds)]
-    self._exponents = exponent_of(jnp.stack(moves).astype(self._wide))
+    # Distances between sources are given, and at most 1: theirs is 0.
+    moves = [0.5 if i in sources else bounds[i] for i in sorted(bounds)]
+    self._exponents = exponent_of(jnp.stack(moves).astype(self.wide))
     self._place = {i: place for place, i in enumerate(sorted(bounds))}
 
   def layer(self, slots: Sequence[Slot], before: Sequence[Before]) -> RawLayer | None:
     """From the layer before; None if something on the way is too large."""
+    rows, lost = [], []
+    for slot in slots:
+      maps, size = self.maps(slot, {i for i, _ in before}), self._known.nodes[slot.before].size
+      if maps is None:
+        return None
+      zeros = lambda n, size=size: jnp.zeros((size, n), self.wide)
+      blocks = [maps[i][0].reshape((size, n)) if i in maps else zeros(n) for i, n in before]
+      rows.append(jnp.concatenate(blocks, axis=1))
+      lost.append([maps[i][1] if i in maps else None for i, _ in before])
+    matrix = jnp.concatenate(rows).astype(self.wide)
+    before_places = self.places(*zip(*before, strict=True))
+    lost = self.lost(slots, before, lost, matrix.shape)
+    return RawLayer(matrix, lost, before=before_places, **self.functions(slots))
+
+  def functions(self, slots: Sequence[Slot]) -> dict[str, Any]:
+    """The other fields of a layer."""
     sizes = [self._known.nodes[slot.before].size for slot in slots]
     starts = dict(zip(slots, np.cumsum([0, *sizes]), strict=False))
-    rows, slopes, groups = [], [], []
+    slopes, groups = [], []
     for slot, size in zip(slots, sizes, strict=True):
-      found = self._rows(slot, before)
-      if found is None:
-        return None
-      rows.append(found)
-      slopes.append(_joined([_full(x, size)[None] for x in self._slopes(slot)]))
+      slopes.append(_joined([_full(x, size)[None] for x in self.slopes(slot)]))
       groups.append(np.arange(size) + starts[slot])
       if slot.reader is not None and isinstance(self._known.part(slot.reader), LipschitzPart):
         groups[-1] = np.full(size, starts[Slot(slot.reader, slot.reader, slot.reader)])
-    after = [slot.before for slot in slots]
-    read = [slot.before if slot.reader is None else slot.reader for slot in slots]
-    matrix = jnp.concatenate([jnp.concatenate(blocks, axis=1) for blocks, _ in rows])
-    matrix = matrix.astype(self._wide)
-    return RawLayer(
-      matrix,
-      self._lost(slots, before, [lost for _, lost in rows], matrix.shape),
-      _joined(slopes, 1).astype(self._wide),
-      self._places(*zip(*before, strict=True)),
-      self._places(after, sizes),
-      self._places(read, sizes),
-      np.concatenate(groups),
-    )
+    return {
+      "slopes": _joined(slopes, 1).astype(self.wide),
+      "after": self.places([slot.before for slot in slots], sizes),
+      "read": self.places([slot.read for slot in slots], sizes),
+      "group": np.concatenate(groups),
+    }
 
   def in_units(self, layer: RawLayer) -> RawLayer:
     """With exponents of units for places among the nodes."""
@@ -121,36 +87,30 @@ class _Layout:
     found = jnp.split(self._units(np.concatenate(places)), np.cumsum([len(x) for x in places[:2]]))
     return layer._replace(before=found[0], after=found[1], read=found[2])
 
-  def _places(self, nodes: Sequence[int | None], sizes: Sequence[int]) -> np.ndarray:
+  def places(self, nodes: Sequence[int | None], sizes: Sequence[int]) -> np.ndarray:
     """For each entry of nodes which one it is of."""
     return np.repeat([0 if i is None else self._place[i] for i in nodes], sizes)
 
   def _units(self, places: np.ndarray) -> jax.Array:
     return self._exponents.at[places].get(mode="promise_in_bounds")
 
-  def _rows(
-    self, slot: Slot, before: Sequence[Before]
-  ) -> tuple[list[jax.Array], list[jax.Array | None]] | None:
-    """Of a slot in G, for each node before, and at least the norm of what they have lost."""
-    node = self._known.nodes[slot.before]
-    ways = self._ways(slot, {i for i, _ in before})
+  def maps(
+    self, slot: Slot, before: set[int | None]
+  ) -> dict[int | None, tuple[jax.Array, jax.Array]] | None:
+    """The rows of a slot for each node before, and at least the norm of what they have lost."""
+    ways = self.ways(slot, before)
     if ways is None:
       return None
-    blocks, lost = [], []
-    for i, size in before:
-      if i is None or i not in ways:
-        blocks.append(jnp.zeros((node.size, size), node.wide))
-        lost.append(None)
-        continue
-      block, error = ways[i].value.reshape((node.size, size)), lax.stop_gradient(ways[i].error)
+    found: dict[int | None, tuple[jax.Array, jax.Array]] = {}
+    for i, way in ways.items():
+      block, error = way.value, lax.stop_gradient(way.error)
       if slot.reader == slot.before:
         is_split = self._rest(slot.before)[1]
         block, error = block * is_split, error * is_split
-      blocks.append(block)
-      lost.append(error)
-    return blocks, lost
+      found[i] = block, error
+    return found
 
-  def _lost(
+  def lost(
     self,
     slots: Sequence[Slot],
     before: Sequence[Before],
@@ -164,15 +124,15 @@ class _Layout:
       for error, (i, _) in zip(of_slot, before, strict=True)
       if error is not None
     ]
-    small = jnp.asarray(underflow(len(found) + 1, shape, self._wide), self._wide)
+    small = jnp.asarray(underflow(len(found) + 1, shape, self.wide), self.wide)
     if not found:
       return small
     error, i, k = zip(*found, strict=True)
-    one = lambda nodes: self._units(self._places(nodes, [1] * len(nodes)))
-    lost = times_power_of_two(jnp.stack(error).astype(self._wide), one(i) - one(k))
+    one = lambda nodes: self._units(self.places(nodes, [1] * len(nodes)))
+    lost = times_power_of_two(jnp.stack(error).astype(self.wide), one(i) - one(k))
     return up(jnp.sum(lost) + small, len(found) + 1)
 
-  def _ways(self, slot: Slot, before: set[int | None]) -> dict[int, Rows] | None:
+  def ways(self, slot: Slot, before: set[int | None]) -> dict[int, Rows] | None:
     """The matrices to a slot; of a function's result to its linear part."""
     known, target = self._known, slot.before
     is_result = slot.reader == target
@@ -194,7 +154,7 @@ class _Layout:
         ways[parent] = rows_joined(known, ways[parent], earlier) if parent in ways else earlier
     return found
 
-  def _slopes(self, slot: Slot) -> tuple[Any, Any, Any]:
+  def slopes(self, slot: Slot) -> tuple[Any, Any, Any]:
     """Of the function w, and the lowest and the highest slope."""
     if slot.reader is None:
       return 0.0, 1.0, 1.0

@@ -26,6 +26,11 @@ class Slot(NamedTuple):
   after: int | None
   reader: int | None = None
 
+  @property
+  def read(self) -> int:
+    """What the value is in units of, made into by its function, if there is one."""
+    return self.before if self.reader is None else self.reader
+
 
 def stacks_of(known: Known, order: Sequence[int], outputs: Sequence[int]) -> list[list[Slot]]:
   """What z holds before each level, and at last the outputs."""

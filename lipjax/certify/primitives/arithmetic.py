@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Pointwise
 from lipjax.certify.graph import Node
 from lipjax.certify.linear import merged, parents, scaled, shifted, times
 from lipjax.certify.primitives import ranges
@@ -45,6 +45,7 @@ def _sum(left: Operand, right: Operand, sign: int) -> Depends:
     (lambda: 1.0, lambda: 1.0),
     roundings=1,
     magnitude=lambda x, y: x + y,
+    on_images=Pointwise((1.0, float(sign))),
   )
   return Depends(part, (left.place, right.place))
 

@@ -16,7 +16,7 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, LinearPart, Operand
 from lipjax.certify.graph import Node, Params
 from lipjax.certify.index_map import is_quantizer
-from lipjax.certify.linear import merged, moved
+from lipjax.certify.linear import merged, moved, same
 from lipjax.certify.primitives import ranges
 from lipjax.certify.primitives.record import record
 
@@ -68,7 +68,7 @@ def convert_element_type(node: Node, x: Operand) -> Depends:
   # Rounding to fewer bits is taken for the identity, like all rounding of the function; but
   # bounds are computed in 32 bits at least, and a matrix of a bound does round.
   before, after = x.node.wide, node.wide
-  part = moved(lambda value: value.astype(after))
+  part = same(lambda value: value.astype(after))
   if before != after:
     part = dataclasses.replace(part, roundings=1)
   return Depends(part, (x.place,))

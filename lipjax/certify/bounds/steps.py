@@ -1,0 +1,58 @@
+"""A step of an ellipsoid through a layer: of one matrix, or of one for each frequency of images."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lipjax.certify.bounds import covariance
+from lipjax.certify.bounds.layers import Layer
+from lipjax.certify.bounds.torus import conjugated
+
+
+def start(layer: Layer, *, is_certified: bool) -> jax.Array:
+  """A of the first layer's values."""
+  of = functools.partial(covariance.start, is_certified=is_certified)
+  if layer.blocks is None:
+    return of(layer)
+  matrices = lambda k: jax.vmap(lambda g: of(layer._replace(matrix=g)))(layer.matrix[k])
+  return _sum(layer, matrices, is_certified)
+
+
+def after(a: jax.Array, layer: Layer, root: jax.Array, *, is_certified: bool) -> jax.Array:
+  """P after a layer's functions."""
+  of = lambda a: covariance.after(a, layer, root, is_certified=is_certified)
+  return of(a) if a.ndim == 2 else jax.vmap(of)(a)
+
+
+def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
+  """A of a layer's values, from P after the layer before."""
+  if layer.blocks is None:
+    return covariance.before(p, layer, is_certified=is_certified)
+
+  def one(p: jax.Array, g: jax.Array) -> jax.Array:
+    return covariance.before(p, layer._replace(matrix=g), is_certified=is_certified)
+
+  def term(k: Any) -> jax.Array:
+    found = p[layer.blocks[k]]
+    found = found if layer.flips is None else conjugated(found, layer.flips[k])
+    return jax.vmap(one)(found, layer.matrix[k])
+
+  total = _sum(layer, term, is_certified)
+  return total[0] if layer.flips is None else total
+
+
+def _sum(layer: Layer, term: Any, is_certified: bool) -> jax.Array:
+  """Of what all frequencies give that are alike."""
+  n_terms = len(layer.matrix)
+  if n_terms == 1:
+    return term(0)
+  step = lambda total, k: (total + term(k), None)
+  total, _ = lax.scan(step, jnp.zeros_like(term(0)), jnp.arange(n_terms))
+  if not is_certified:
+    return total
+  return jax.vmap(lambda x: covariance.summed(x, n_terms))(total)

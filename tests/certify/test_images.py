@@ -1,0 +1,242 @@
+"""The ellipsoid of images, a matrix for each frequency: never below a slope, near the dense one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from reference import FLOAT, jacobian, normal, top_sigma
+
+import lipjax
+from lipjax.certify.bounds import graph_layers
+from lipjax.certify.bounds.torus import Torus, aliases, spectra, symbols
+from lipjax.certify.lipschitz import bounds_by_engine
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture
+def only_images(monkeypatch):
+  """Small graphs as if they were large."""
+  monkeypatch.setattr(graph_layers, "is_worth", lambda _, widths: any(n > 1 for n, _ in widths))
+  jax.clear_caches()
+  yield
+  jax.clear_caches()
+
+
+def kernel(seed, *shape, gain=1.6):
+  return normal(seed, shape, FLOAT, gain / np.sqrt(np.prod(shape[:-1])))
+
+
+def conv(x, w, strides=(1, 1), padding="SAME", **options):
+  return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=NHWC, **options)
+
+
+relu = jax.nn.relu
+W = [kernel(0, 3, 3, 2, 4), kernel(1, 3, 3, 4, 4), kernel(2, 3, 3, 4, 4), kernel(3, 1, 1, 4, 4)]
+HEAD = normal(4, (4, 3), FLOAT, 0.5)
+FLAT = normal(5, (64, 3), FLOAT, 0.2)
+
+
+def mean(x):
+  return x.mean((1, 2)) @ HEAD
+
+
+def plain(x):
+  return mean(relu(conv(relu(conv(x, W[0])), W[1])))
+
+
+def strided(x):
+  x = relu(conv(x, W[0], (2, 2)) + 1)
+  return relu(conv(x, W[1], (2, 1))).reshape(-1) @ FLAT[:32]
+
+
+def valid(x):
+  x = relu(conv(x, W[0], padding="VALID"))
+  return mean(relu(conv(x, W[1], (2, 2), [(0, 1), (2, 0)])))
+
+
+def dilated(x):
+  return mean(relu(conv(relu(conv(x, W[0])), W[1], rhs_dilation=(2, 1))))
+
+
+def grouped(x):
+  return mean(relu(conv(relu(conv(x, W[0])), W[1][:, :, :1], feature_group_count=4)))
+
+
+def residual(x):
+  x = relu(conv(x, W[0]))
+  x = relu(x + conv(relu(conv(x, W[1])), W[2]))
+  y = conv(relu(conv(x, W[2], (2, 2))), W[1])
+  return relu(y + conv(x, W[3], (2, 2))).reshape(-1) @ FLAT
+
+
+def preactivated(x):
+  x = conv(x, W[0])
+  x = x + conv(relu(2 * x - 1), W[1])
+  return mean(relu(x + conv(relu(x), W[2])))
+
+
+def normalized(x):
+  scale, shift = jnp.asarray([0.5, 2.0, 1.0, 0.1], FLOAT), jnp.arange(4, dtype=FLOAT)
+  x = jnp.tanh(conv(x, W[0]) * scale + shift)
+  return mean(jax.nn.leaky_relu(conv(x, W[1]) * scale, 0.2) * -3)
+
+
+def channels_first(x):
+  x = jnp.transpose(x, (0, 3, 1, 2))
+  order = ("NCHW", "HWIO", "NCHW")
+  x = relu(lax.conv_general_dilated(x, W[0], (1, 1), "SAME", dimension_numbers=order))
+  x = relu(lax.conv_general_dilated(x, W[1], (2, 2), "SAME", dimension_numbers=order))
+  return x.mean((2, 3)) @ HEAD
+
+
+def with_dense_layers(x):
+  x = relu(conv(relu(conv(x, W[0], (2, 2))), W[1])).reshape(-1)
+  return relu(x @ FLAT @ HEAD[:3]) @ HEAD[:3]
+
+
+def of_one_example(x):
+  return plain(3 * x[0][None])
+
+
+def in_one_dimension(x):
+  of = lambda x, w, s: lax.conv_general_dilated(
+    x, w, (s,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+  )
+  x = relu(of(x[:, 0], W[0][0], 1))
+  return relu(of(x, W[1][0], 2)).mean(1) @ HEAD
+
+
+FUNCTIONS = [
+  plain, strided, valid, dilated, grouped, residual, preactivated, normalized, with_dense_layers,
+  channels_first,
+]  # fmt: skip
+MORE = [of_one_example, in_one_dimension]
+X = normal(6, (1, 8, 8, 2))
+
+
+def steepest(fn, x, n=12):
+  of, found = jax.jit(jax.jacobian(lambda x: fn(x).ravel())), 0.0
+  for k in range(n):
+    at = x + normal(k, x.shape, FLOAT, 10.0 ** (k % 3 - 1))
+    found = max(found, top_sigma(np.asarray(of(at), np.float64).reshape(-1, x.size)))
+  return found
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS + MORE, ids=lambda fn: fn.__name__)
+def test_never_below_a_slope(fn, only_images):
+  found = bounds_by_engine(fn, 0, (X,))
+  slope = max(steepest(fn, X), float(lipjax.lipschitz_lower_bound(fn)(X)))
+  assert slope <= found["ellipsoid"] < found["product"]
+  assert found["ellipsoid"] < found.get("liplt", np.inf)
+
+
+@pytest.mark.parametrize("fn", FUNCTIONS, ids=lambda fn: fn.__name__)
+def test_no_better_than_dense(fn, monkeypatch):
+  # Multipliers are tied, and there is more room on the torus.
+  dense = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
+  monkeypatch.setattr(graph_layers, "is_worth", lambda _, widths: any(n > 1 for n, _ in widths))
+  jax.clear_caches()
+  tied = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
+  jax.clear_caches()
+  assert 0.97 * dense <= tied <= 2.5 * dense
+
+
+def test_images_that_are_left_alone(only_images):
+  gated = lambda x: mean(relu(conv(x, W[0])) * jnp.arange(8.0, dtype=FLOAT)[None, :, None, None])
+  twice = lambda x: mean(relu(conv(conv(x, W[0]), W[1])))
+  pooled = lambda x: mean(
+    lax.reduce_window(relu(conv(x, W[0])), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+  )
+  for fn in (gated, twice, pooled):
+    found = bounds_by_engine(fn, 0, (X,))
+    assert steepest(fn, X) <= min(found.values())
+
+
+def test_on_a_ball(only_images):
+  everywhere = bounds_by_engine(residual, 0, (X,))["ellipsoid"]
+  for radius in (0.1,):
+    found = bounds_by_engine(residual, 0, (X,), radius)["ellipsoid"]
+    local = float(lipjax.lipschitz_lower_bound(residual, radius=radius)(X))
+    assert local <= found <= 1.01 * everywhere
+
+
+@pytest.mark.parametrize("gains", [(1e-12, 1e12), (1e10, 1e-14)])
+def test_scales(gains, only_images):
+  one, other = gains
+  fn = lambda x: mean(relu(conv(relu(conv(x, one * W[0])), other * W[1])))
+  found = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
+  np.testing.assert_allclose(
+    found, one * other * bounds_by_engine(plain, 0, (X,))["ellipsoid"], 5e-3
+  )
+
+
+def test_pairs_derivatives_and_jit(only_images):
+  def fn(params, x):
+    return (relu(conv(relu(conv(x, params[0])), params[1])).mean((1, 2)) @ params[2])[0]
+
+  params = [W[0], W[1], HEAD]
+  pairs = jax.jit(lipjax.margin_upper_bounds(fn, 1))(params, X)
+  j = jacobian(lambda x: fn(params, x), X)
+  assert np.all(pairs >= np.linalg.norm(j[:, None] - j[None], axis=-1))
+  bound = lambda params: bounds_by_engine(fn, 1, (params, X))["ellipsoid"]
+  value, slopes = jax.jit(jax.value_and_grad(bound))(params)
+  for w, slope in zip(params, slopes, strict=True):
+    np.testing.assert_allclose(jnp.vdot(w, slope), value, rtol=0.05)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2)])
+def test_symbols_are_those_of_the_convolution(strides):
+  torus, w = Torus((6, 4)), normal(0, (3, 3, 2, 3))
+  x = np.asarray(normal(1, (6, 4, 2)), np.float64)
+  wrapped = jnp.pad(jnp.asarray(x, FLOAT)[None], ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+  y = np.asarray(conv(wrapped, w, strides, "VALID")[0], np.float64)
+  coarse = torus.over(strides)
+  frequencies = aliases(coarse.frequencies[None], torus, strides)
+  taps = jnp.transpose(w.reshape((9, 2, 3)), (0, 2, 1))
+  offsets = np.stack(np.unravel_index(np.arange(9), (3, 3)), -1) - 1
+  found, lost = symbols(taps, offsets, frequencies, torus, np.prod(strides) ** -0.5)
+  expected = _coefficients(y, coarse.frequencies)
+  total = sum(
+    np.einsum("fij,fj->fi", g, _coefficients(x, f))
+    for g, f in zip(np.asarray(found, np.float64), frequencies, strict=True)
+  )
+  np.testing.assert_allclose(total, expected, atol=float(lost) * np.linalg.norm(x))
+  places, flips = torus.places(frequencies)
+  kept = torus.frequencies[places]
+  np.testing.assert_array_equal(np.where(flips[..., None], -kept % (6, 4), kept), frequencies)
+
+
+def test_spectra_are_those_of_linear_functions():
+  torus, rows = Torus((7, 4)), normal(0, (5, 2, 4, 3))
+  x = np.zeros((7, 4, 2))
+  x[:4, :3] = normal(1, (4, 3, 2))
+  found, lost = spectra(rows, torus)
+  parts = _coefficients(x, torus.frequencies) * np.sqrt(torus.counts)[:, None]
+  values = np.einsum("frc,fc->r", np.asarray(found, np.float64), parts)
+  expected = np.einsum("rcij,ijc->r", np.asarray(rows, np.float64), x[:4, :3])
+  np.testing.assert_allclose(values, expected, atol=float(lost) * np.linalg.norm(x))
+
+
+def _coefficients(x, frequencies):
+  """Unitary Fourier coefficients, real parts before imaginary ones."""
+  all_of = np.fft.fft2(x, axes=(0, 1), norm="ortho")
+  found = all_of[tuple(np.moveaxis(frequencies, -1, 0))]
+  return np.concatenate([found.real, found.imag], -1)
+
+
+def test_a_network_too_large_for_a_matrix():
+  fn = functools.partial(_deep, [kernel(k, 3, 3, 6, 6) for k in range(6)])
+  x = normal(0, (1, 24, 24, 6))
+  found = bounds_by_engine(fn, 0, (x,))
+  assert float(lipjax.lipschitz_lower_bound(fn, n_starts=4)(x)) <= found["ellipsoid"]
+  assert found["ellipsoid"] < 0.5 * found["product"]
+
+
+def _deep(kernels, x):
+  for w in kernels:
+    x = relu(conv(x, w))
+  return x.mean((1, 2))
