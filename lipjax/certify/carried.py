@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lipjax.certify.bounds.ellipsoid import Carried, ellipsoid_pairs_carried, start_carrying
-from lipjax.certify.bounds.layers import Layers
+from lipjax.certify.bounds.ellipsoid import first_multipliers
+from lipjax.certify.bounds.ellipsoid_pairs import Carried, ellipsoid_pairs_carried, start_carrying
+from lipjax.certify.bounds.layers import Layers, prepared
 from lipjax.certify.pairs import of_pairs
 
 
@@ -55,7 +56,7 @@ def carried_margin_upper_bounds(
     in ``jax.lax.scan`` too. Graphs too large for an ellipsoid have no state, and bounds by norms.
 
   Raises:
-    ValueError: as `margin_upper_bounds`, and `n_steps` below 0.
+    ValueError: as `margin_upper_bounds`; `n_steps` below 0; a state of another function.
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -83,9 +84,27 @@ def carried_margin_upper_bounds(
 
   def update(state: Carried | None, *args: Any) -> tuple[jax.Array, Carried | None]:
     pairs, layers = of_pairs("default", fn, argnums, args, radius, box, lambda found: found)
+    _check(state, layers if len(pairs) > 1 else None)
     if layers is not None and state is not None:
       better, state = ellipsoid_pairs_carried(layers, len(pairs), n_steps, state)
       pairs = jnp.fmin(pairs, better)
     return jnp.where(jnp.eye(len(pairs), dtype=bool), 0, pairs), state
 
   return CarriedBounds(init, update)
+
+
+def _check(state: Any, layers: Layers | None) -> None:
+  """Raises where a state is not that of such layers."""
+  expected: Any = None
+  if layers is not None:
+    expected = jax.eval_shape(lambda raw: first_multipliers(prepared(raw)), layers.layers)
+  given = state.multipliers if isinstance(state, Carried) else state
+  shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+  if shapes(given) != shapes(expected):
+    of = lambda tree: jax.tree.map(jnp.shape, tree)
+    msg = (
+      "The state is not that of this function, of arguments of these shapes and of this domain;"
+      f" pass what init(*args) or update returned for them. Its multipliers are {of(given)};"
+      f" expected {of(expected)}."
+    )
+    raise ValueError(msg)

@@ -26,12 +26,16 @@ def fast_jit(*, static_argnums: tuple[int, ...] = ()) -> Callable[[Any], Callabl
     @functools.wraps(fn)
     def call(*args: Any) -> Any:
       values = [x for i, x in enumerate(args) if i not in static_argnums]
-      is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(values)) or is_traced_here()
-      return traced(*args) if is_traced else at_once()(*args)
+      return traced(*args) if is_traced(values) else at_once()(*args)
 
     return call
 
   return decorate
+
+
+def is_traced(values: Any) -> bool:
+  """Whether what is computed here from arrays becomes a part of a program."""
+  return any(isinstance(x, Tracer) for x in jax.tree.leaves(values)) or is_traced_here()
 
 
 def is_traced_here() -> bool:

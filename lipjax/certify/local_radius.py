@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
-from lipjax.certify.bounds.ellipsoid import ellipsoid_pairs_for
+from lipjax.certify.bounds.ellipsoid_pairs import ellipsoid_pairs_for
 from lipjax.certify.bounds.layers import Layers
-from lipjax.certify.fast import is_traced_here
+from lipjax.certify.fast import is_traced
 from lipjax.certify.margins import certified_radius
 from lipjax.certify.pairs import logits_of, of_pairs
 
@@ -75,7 +74,7 @@ def local_certified_radius(
     A ball's own constant: Hein and Andriushchenko (2017), arXiv:1705.08475, theorem 2.1.
   """
   check_effort(effort)
-  if not (isinstance(up_to, int | float) and 0 < up_to < np.inf):
+  if not (np.ndim(up_to) == 0 and np.isreal(up_to) and 0 < up_to < np.inf):
     msg = f"up_to is {up_to!r}; expected a positive number."
     raise ValueError(msg)
   if n_steps < 1:
@@ -103,7 +102,7 @@ def local_certified_radius(
 
     dtype = jax.eval_shape(proved, jnp.zeros(())).dtype
     between = jnp.zeros((), dtype), jnp.full((), up_to, dtype)
-    if is_traced_here() or any(isinstance(x, Tracer) for x in jax.tree.leaves(args)):
+    if is_traced(args):
       return lax.fori_loop(0, n_steps, step, between)[0]
     # Bounds that are not traced have a program that is compiled once a network.
     for k in range(n_steps):

@@ -15,6 +15,7 @@ from lipjax.certify.graph import Node
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.rounding.errors import gamma, unit_roundoff, up
 from lipjax.rounding.numbers import flushed, norm_above, times_above, tiny
+from lipjax.rounding.products import matrix_norm_above
 
 #: Matrices of more entries are measured one by one, so that few are held at once.
 STACKED_UP_TO = 2**14
@@ -201,10 +202,5 @@ def _transposed(apply: Any, parents: Sequence[Node], i: int):
 
 @fast_jit()
 def _norm_above(x: Any):
-  """At least the spectral norm of rows, √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
-  if x.size == 0:
-    return jnp.zeros((), x.dtype)
-  # A part of margins only: it has no derivative, which at 0 would be none.
-  x = jnp.abs(jax.lax.stop_gradient(x.reshape((x.shape[0], -1))))
-  columns, rows = (jnp.max(jnp.sum(x, axis=axis)) for axis in (0, 1))
-  return up(jnp.sqrt(columns) * jnp.sqrt(rows), 4 + sum(x.shape))
+  """At least the spectral norm of rows."""
+  return matrix_norm_above(x.reshape((x.shape[0], math.prod(x.shape[1:]))))

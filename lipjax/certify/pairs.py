@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
-from lipjax.certify.bounds.ellipsoid import ellipsoid_bound, ellipsoid_pairs
+from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
+from lipjax.certify.bounds.ellipsoid_pairs import ellipsoid_pairs
 from lipjax.certify.bounds.graph import liplt_bounds
 from lipjax.certify.bounds.graph_layers import layers_of
 from lipjax.certify.bounds.layers import Layers

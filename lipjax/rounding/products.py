@@ -39,6 +39,16 @@ def product_lost(a: jax.Array, b: jax.Array) -> jax.Array:
   return up(product_error(a.shape[1], CHUNK, a.dtype) * norm) + small
 
 
+def matrix_norm_above(x: jax.Array) -> jax.Array:
+  """At least the spectral norm of each of (…, n, m), √(‖x‖₁ ‖x‖∞). No derivative.
+
+  No square over- or underflows in it.
+  """
+  x = jnp.abs(lax.stop_gradient(x))
+  rows, columns = (jnp.sqrt(jnp.max(jnp.sum(x, axis), initial=0)) for axis in (-1, -2))
+  return up(rows * columns, sum(x.shape[-2:]) + 4)
+
+
 def underflow(terms: int, shape: tuple[int, ...], dtype) -> float:
   """At least the norm of what products and sums lose that are too small to be normal."""
   return 8 * terms * math.sqrt(math.prod(shape)) * float(jnp.finfo(dtype).tiny)

@@ -113,6 +113,13 @@ def test_on_a_ball():
   assert np.sum(pairs) < np.sum(whole)
 
 
+@pytest.mark.parametrize("other", [None, BOUNDS.init(network(0, (6, 24, 4)), X), {"a": X}])
+def test_states_of_other_functions_raise(other):
+  for update in (BOUNDS.update, UPDATE):
+    with pytest.raises(ValueError, match="The state is not that of this function"):
+      update(other, network(0), X)
+
+
 def test_errors():
   with pytest.raises(ValueError, match="n_steps is -1; expected at least 0"):
     lipjax.carried_margin_upper_bounds(net, 1, n_steps=-1)

@@ -11,6 +11,7 @@ from reference import FLOAT, jacobian, normal, top_sigma
 
 import lipjax
 from lipjax.certify.bounds import graph_layers
+from lipjax.certify.bounds.layers import RawLayer, prepared
 from lipjax.certify.bounds.torus import Torus, aliases, spectra, symbols
 from lipjax.certify.lipschitz import bounds_by_engine
 
@@ -186,6 +187,20 @@ def test_pairs_derivatives_and_jit(only_images):
   value, slopes = jax.jit(jax.value_and_grad(bound))(params)
   for w, slope in zip(params, slopes, strict=True):
     np.testing.assert_allclose(jnp.vdot(w, slope), value, rtol=0.05)
+
+
+def test_real_and_imaginary_parts_are_in_one_unit():
+  # Sums in another order differ by a rounding, and here on two sides of a power of two.
+  low, one = np.nextafter(FLOAT(0.5), FLOAT(0)), np.ones(4, np.int32)
+  real, imaginary = np.array([[1, 0], [low, 0]], FLOAT), np.zeros((2, 2), FLOAT)
+  matrix = np.array(np.block([[real, -imaginary], [imaginary, real]]), FLOAT)
+  matrix[3, 2] = 0.5
+  slopes = np.tile(np.array([[1.0], [0.0], [1.0]], FLOAT), (1, 4))
+  blocks = np.zeros((1, 1), int)
+  rest = (0 * one, 0 * one, 0 * one, np.array([0, 1, 0, 1]), blocks, blocks.astype(bool))
+  raw = RawLayer(jnp.asarray(matrix)[None, None], jnp.zeros((), FLOAT), jnp.asarray(slopes), *rest)
+  scales = np.sum(prepared([raw, raw])[0].matrix[0, 0], axis=1) / np.sum(matrix, axis=1)
+  np.testing.assert_array_equal(scales[:2], scales[2:])
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2)])

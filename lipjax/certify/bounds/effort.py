@@ -11,8 +11,10 @@ VALUES_UP_TO = 2048
 #: Operations by default: about a second of a laptop's. Without a step there are multipliers to
 #: start from, which are worth some more.
 OPERATIONS, WITHOUT_STEP = 5e10, 2e11
-#: With ``effort="tight"``: up to about an hour.
-TIGHT, TIGHT_WITHOUT_STEP = 1e14, 5e12
+#: With ``effort="tight"``, of images, whose frequencies are many: for steps, and without one.
+OF_IMAGES, OF_IMAGES_WITHOUT_STEP = 1e14, 5e12
+#: Numbers of a layer's matrix, for all frequencies.
+NUMBERS_UP_TO = 2**26
 #: Of a step of gradient descent, in cubes of a layer's width.
 OPERATIONS_A_STEP = 40
 
@@ -26,14 +28,22 @@ def check_effort(effort: str) -> None:
 
 def is_worth(effort: Effort, widths: Sequence[tuple[int, int]]) -> bool:
   """Whether there is time for an ellipsoid of layers of so many blocks of such widths."""
-  most = {"fast": 0.0, "default": WITHOUT_STEP, "tight": TIGHT_WITHOUT_STEP}[effort]
-  return _cost(widths) <= most and max(n for _, n in widths) <= VALUES_UP_TO
+  is_small = all(n <= VALUES_UP_TO and count * n**2 <= NUMBERS_UP_TO for count, n in widths)
+  if effort == "tight" and not _are_images(widths):
+    return is_small
+  most = {"fast": 0.0, "default": WITHOUT_STEP, "tight": OF_IMAGES_WITHOUT_STEP}[effort]
+  return is_small and _cost(widths) <= most
 
 
 def steps_for(effort: Effort, widths: Sequence[tuple[int, int]]) -> int:
   """Steps of gradient descent on an ellipsoid."""
-  operations, most = (TIGHT, 300) if effort == "tight" else (OPERATIONS, 20)
-  return min(int(operations / _cost(widths)), most)
+  if effort != "tight":
+    return min(int(OPERATIONS / _cost(widths)), 20)
+  return min(int(OF_IMAGES / _cost(widths)), 300) if _are_images(widths) else 300
+
+
+def _are_images(widths: Sequence[tuple[int, int]]) -> bool:
+  return any(count > 1 for count, _ in widths)
 
 
 def _cost(widths: Sequence[tuple[int, int]]) -> float:

@@ -39,7 +39,7 @@ def layers_of(
     widths = None if images is None else image_widths(images, stacks)
     if images is None or widths is None or not is_worth(effort, widths):
       return None
-    sources = images.sources(order)
+    sources = images.sources(order, outputs)
   if any(i not in bounds for i in order):
     compute_norms(norms_of(known, order))
     bounds = product_bounds(known, order) | dict(bounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipjax.certify.bounds.images import Images, Way, is_zero_beside
+from lipjax.certify.bounds.image_ways import Way, start_way, way_back
+from lipjax.certify.bounds.images import Images
 from lipjax.certify.bounds.layers import RawLayer
 from lipjax.certify.bounds.layout import Layout
-from lipjax.certify.bounds.slots import Before, Slot
+from lipjax.certify.bounds.slots import Before, Slot, ways_to
 from lipjax.certify.bounds.torus import Torus, spectra
 from lipjax.certify.facts import LipschitzPart, ScalarPart
 
@@ -52,7 +54,9 @@ def image_layer(
 def _to_images(
   layout: Layout, images: Images, slots: Sequence[Slot], before: Sequence[Before]
 ) -> RawLayer | None:
-  ways = [_ways(images, slot.before, {i for i, _ in before}) for slot in slots]
+  back, nodes = functools.partial(way_back, images), {i for i, _ in before}
+  to = lambda i: ways_to(images.known, i, nodes, start_way(images, i), back, Way.plus)
+  ways = [to(slot.before) for slot in slots]
   known = [way for found in ways if found is not None for way in found.values()]
   if None in ways or not known or not all(way.is_like(known[0]) for way in known):
     return None
@@ -128,30 +132,8 @@ def _in_window(images: Images, i: int, rows: jax.Array) -> jax.Array:
   return moved.reshape(moved.shape[: 1 + len(axes)])
 
 
-def _ways(images: Images, target: int, before: set[int | None]) -> dict[int, Way] | None:
-  """From the nodes before to an image."""
-  known = images.known
-  ways: dict[int, Way] = {target: images.start(target)}
-  found: dict[int, Way] = {}
-  for i in range(target, -1, -1):
-    if i not in ways:
-      continue
-    way = ways.pop(i)
-    if i in before:
-      found[i] = way
-      continue
-    for k, parent in enumerate(known.parents(i)):
-      earlier = images.back(i, k, way)
-      if earlier is None or not (is_zero_beside(images, parent) or not images.spreads(i)):
-        return None
-      if parent in ways and not ways[parent].is_like(earlier):
-        return None
-      ways[parent] = ways[parent].plus(earlier) if parent in ways else earlier
-  return found
-
-
 def _slopes(layout: Layout, images: Images, slot: Slot) -> Any:
-  """W and both slopes, (3, channels): 0 is between them, as beside the image."""
+  """Of a function w and both slopes, (3, channels), with 0 between, as beside the image."""
   n = images.channels(slot.before)
   weight, *ends = layout.slopes(slot)
   if slot.reader is None:

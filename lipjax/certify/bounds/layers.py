@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lipjax.certify.bounds.torus import largest_norm
 from lipjax.certify.facts import ScalarPart
 from lipjax.certify.maps import half_slope, middle_slope
 from lipjax.measure.scaling import nonzero
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import times_above, tiny
 from lipjax.rounding.powers import exponent_of, power_of_two, times_power_of_two
-from lipjax.rounding.products import underflow
+from lipjax.rounding.products import matrix_norm_above, underflow
 
 #: Layers of such widths are made the same, so that one program does for all of them.
 PADDED_FROM, PADDED_UP_TO = 16, 128
@@ -145,7 +144,7 @@ def scaled(layer: RawLayer, by: jax.Array) -> RawLayer:
   # Rounded to the matrix' dtype.
   by = up(by.astype(layer.matrix.dtype))
   matrix = layer.matrix * by
-  lost = layer.lost * by + 2 * unit_roundoff(matrix.dtype) * largest_norm(matrix)
+  lost = layer.lost * by + 2 * unit_roundoff(matrix.dtype) * matrix_norm_above(matrix)
   small = underflow(1, matrix.shape[-2:], matrix.dtype)
   return layer._replace(matrix=matrix, lost=up(lost + small, 4).astype(matrix.dtype))
 
@@ -161,6 +160,9 @@ def prepared(raw: list[RawLayer]) -> list[Layer]:
     matrix = times_power_of_two(layer.matrix, exponents) * before
     weights, linear, half = _functions(layer)
     moves = lax.stop_gradient(_moves(matrix))
+    if layer.flips is not None:
+      # A channel's squares are known together, real and imaginary parts, in one unit only.
+      moves = jax.ops.segment_max(moves, layer.group, len(moves))[layer.group]
     exponent = exponent_of(moves / nonzero(jnp.max(moves)))
     unit = power_of_two(jnp.clip(exponent, -SPREAD, 0), moves.dtype)
     small = underflow(3, matrix.shape[-2:], matrix.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.certify.bounds.layers import RawLayer
-from lipjax.certify.bounds.slots import Before, Slot
+from lipjax.certify.bounds.slots import Before, Slot, ways_to
 from lipjax.certify.facts import LipschitzPart, ScalarPart
 from lipjax.certify.maps import (
   Known,
@@ -138,21 +138,10 @@ class Layout:
     is_result = slot.reader == target
     if is_result and self._rest(target)[1] is None:
       return {}
-    ways: dict[int, Rows] = {target: rows_at(known, target)}
-    found: dict[int, Rows] = {}
-    for i in range(target, -1, -1):
-      if i not in ways:
-        continue
-      way = ways.pop(i)
-      if i in before and not (is_result and i == target):
-        found[i] = way
-        continue
-      for k, parent in enumerate(known.parents(i)):
-        earlier = rows_back(known, i, k, way)
-        if earlier is None:
-          return None
-        ways[parent] = rows_joined(known, ways[parent], earlier) if parent in ways else earlier
-    return found
+    back = functools.partial(rows_back, known)
+    join = functools.partial(rows_joined, known)
+    start = rows_at(known, target)
+    return ways_to(known, target, before, start, back, join, is_result=is_result)
 
   def slopes(self, slot: Slot) -> tuple[Any, Any, Any]:
     """Of the function w, and the lowest and the highest slope."""

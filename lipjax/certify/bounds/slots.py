@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from lipjax.certify.facts import ScalarPart
 from lipjax.certify.maps import Known, is_nonlinear
+
+W = TypeVar("W")
 
 #: A node before a level of functions, or what is not read again, and its number of entries.
 Before = tuple[int | None, int]
@@ -38,6 +40,48 @@ def stacks_of(known: Known, order: Sequence[int], outputs: Sequence[int]) -> lis
   n_levels = max((levels[i] for i in order if is_nonlinear(known.part(i))), default=0)
   stacks = [_slots(known, order, outputs, levels, level) for level in range(n_levels)]
   return [*stacks, [Slot(i, i) for i in outputs]]
+
+
+def ways_to(
+  known: Known,
+  target: int,
+  before: set[int | None],
+  start: W,
+  back: Callable[[int, int, W], W | None],
+  join: Callable[[W, W], W | None],
+  *,
+  is_result: bool = False,
+) -> dict[int, W] | None:
+  """The maps from the nodes before to a target; None if something on the way has none.
+
+  Args:
+    known: about the graph.
+    target: the node.
+    before: nodes that everything passes through.
+    start: the map from the target to itself.
+    back: of a node, which of its parents, and the map from it, the map from that parent.
+    join: of two ways from a node.
+    is_result: whether the target is what a function makes of nodes before, and one of them too.
+  """
+  ways, found = {target: start}, {}
+  for i in range(target, -1, -1):
+    if i not in ways:
+      continue
+    way = ways.pop(i)
+    if i in before and not (is_result and i == target):
+      found[i] = way
+      continue
+    parents = known.parents(i)
+    if not parents:
+      return None
+    for k, parent in enumerate(parents):
+      earlier = back(i, k, way)
+      if earlier is not None and parent in ways:
+        earlier = join(ways[parent], earlier)
+      if earlier is None:
+        return None
+      ways[parent] = earlier
+  return found
 
 
 def _levels(known: Known, order: Sequence[int]) -> dict[int, int]:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.products import product, product_lost, underflow
+from lipjax.rounding.products import matrix_norm_above, product, product_lost, underflow
 
 #: At least the error of a cosine of an angle of a few turns, in float64.
 ANGLES = 64 * 2.0**-53
@@ -97,7 +97,7 @@ def symbols(
   found = product(table, flat).reshape((*frequencies.shape[:-1], 2, *taps.shape[1:]))
   real, imaginary = found[..., 0, :, :], found[..., 1, :, :]
   # Of an entry: the table's roundings, and those of the sum.
-  unit, size = unit_roundoff(flat.dtype), largest_norm(jnp.sum(jnp.abs(taps), axis=0))
+  unit, size = unit_roundoff(flat.dtype), matrix_norm_above(jnp.sum(jnp.abs(taps), axis=0))
   lost = up(scale * size * (4 * (len(taps) + 4) * unit + ANGLES), 8)
   return as_real(real, imaginary), 2 * lost + underflow(len(taps), taps.shape[1:], flat.dtype)
 
@@ -106,13 +106,6 @@ def _angles(frequencies: np.ndarray, places: np.ndarray, torus: Torus) -> np.nda
   """2π times frequencies times places, less whole turns."""
   sizes = np.asarray(torus.sizes)
   return 2 * np.pi * np.sum(frequencies * places % sizes / sizes, -1)
-
-
-def largest_norm(matrices: jax.Array) -> jax.Array:
-  """At least the norm of each of (…, n, m), √(‖x‖₁ ‖x‖∞): no square over- or underflows in it."""
-  x = jnp.abs(jax.lax.stop_gradient(matrices))
-  rows, columns = (jnp.sqrt(jnp.max(jnp.sum(x, axis), initial=0)) for axis in (-1, -2))
-  return up(rows * columns, sum(matrices.shape[-2:]) + 8)
 
 
 def as_real(real: jax.Array, imaginary: jax.Array) -> jax.Array:
@@ -125,7 +118,7 @@ def spectra(rows: jax.Array, torus: Torus) -> tuple[jax.Array, jax.Array]:
   r"""Linear functions of an image, (rows, channels, image axes), as those of its coefficients.
 
   Returns:
-    (F, rows, 2 channels), and at least the norm of what rounding did to all together. The
+    (F, rows, 2 channels), and at least the norm of what rounding did to one of them. The
     covariances of frequencies times these, added, are that of the values.
   """
   window = rows.shape[2:]
@@ -138,9 +131,11 @@ def spectra(rows: jax.Array, torus: Torus) -> tuple[jax.Array, jax.Array]:
   flat = rows.reshape((-1, len(places)))
   found = product(flat, table).reshape((*rows.shape[:2], -1, 2))
   off = 4 * unit_roundoff(rows.dtype) + ANGLES
-  lost = up(off * largest_norm(flat) * math.sqrt(2 * table.size / math.prod(torus.sizes)), 8)
+  lost = up(off * matrix_norm_above(flat) * math.sqrt(2 * table.size / math.prod(torus.sizes)), 8)
+  # Of a frequency these are two columns: in whatever shape their norm is at most √2 times that.
+  lost = up(lost + math.sqrt(2) * product_lost(flat, table), 2)
   shape = (len(torus.counts), rows.shape[0], 2 * rows.shape[1])
-  return jnp.transpose(found, (2, 0, 3, 1)).reshape(shape), lost + product_lost(flat, table)
+  return jnp.transpose(found, (2, 0, 3, 1)).reshape(shape), lost
 
 
 def conjugated(blocks: jax.Array, where: Any) -> jax.Array:
