@@ -15,7 +15,7 @@ from lipjax.certify.errors import CertifyError
 from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, unit_roundoff
-from lipjax.rounding.numbers import norm_above, normal_magnitude, tiny
+from lipjax.rounding.numbers import max_magnitude, norm_above, normal_magnitude, tiny
 
 
 class Domain(NamedTuple):
@@ -90,7 +90,7 @@ def project(leaves: Sequence[jax.Array], onto: Sequence[Domain | None]) -> list[
   away = [x - domain.point for x, domain in zip(leaves, known, strict=True)]
   # Not `norm_above`, whose derivative the search for slopes does not believe.
   flat = jnp.concatenate([jnp.ravel(x) for x in away])
-  largest = nonzero(jnp.max(jnp.abs(flat), initial=0))
+  largest = nonzero(max_magnitude(flat))
   square = pairwise_sum(jnp.square(flat / largest), 0) if flat.size else jnp.ones(())
   # Not a rounding error beyond the radius, nor the rounding of what is added to the point. At
   # the point itself the square has no root.

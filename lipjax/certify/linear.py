@@ -11,16 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 
 from lipjax.certify.facts import Depends, LinearPart, Operand, Pointwise, Shifts
 from lipjax.certify.fast import fast_jit
+from lipjax.certify.norms import Norm
 from lipjax.measure.convolution_bounds import convolution_upper_bounds
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.operators.convolution import Convolution
 from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import unit_roundoff, up
-from lipjax.rounding.numbers import times_above, tiny
+from lipjax.rounding.numbers import max_magnitude, times_above, tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,50 +38,6 @@ class Weight:
   features: tuple[int | None, ...]
   part: Callable[[jax.Array, Any], LinearPart]
   lost: Any = 0.0
-
-
-class Norm:
-  """A norm that is computed when it is asked for, once; or together with others of its kind.
-
-  Attributes:
-    kind: norms of one kind are computed by one program.
-    weight: what it is the norm of.
-  """
-
-  def __init__(self, of: Any, weight: jax.Array, *static: Any, rounded: Callable[..., Any]):
-    self.kind = (of, static, weight.shape, weight.dtype)
-    self.weight = weight
-    self.of = functools.partial(of, *static)
-    self._rounded = rounded
-    self._value: Any = None
-
-  def __call__(self) -> Any:
-    """The norm, with what rounding can add."""
-    if self._value is None:
-      self.tell(self.of(self.weight))
-    return self._value
-
-  def tell(self, sigma: Any) -> None:
-    """What `of` gives for the weight."""
-    self._value = self._rounded(sigma)
-
-  def is_open(self) -> bool:
-    """Whether nobody has asked for it."""
-    return self._value is None
-
-
-def compute_norms(norms: Sequence[Any]) -> None:
-  """All norms that are not known yet: those of one kind in a loop, which is compiled once."""
-  kinds: dict[Any, list[Norm]] = {}
-  for norm in norms:
-    if isinstance(norm, Norm) and norm.is_open() and norm not in kinds.get(norm.kind, ()):
-      kinds.setdefault(norm.kind, []).append(norm)
-  for alike in kinds.values():
-    # What is not traced shares a program as it is.
-    if len(alike) > 1 and isinstance(alike[0].weight, Tracer):
-      values = lax.map(alike[0].of, jnp.stack([norm.weight for norm in alike]))
-      for norm, value in zip(alike, values, strict=True):
-        norm.tell(value)
 
 
 def moved(apply: Callable[..., jax.Array], copies: float = 1) -> LinearPart:
@@ -133,7 +89,7 @@ def scaled(factor: Any) -> LinearPart:
   """Entries times constants, one for each or of a shape that broadcasts."""
   return LinearPart(
     lambda x: x * factor,
-    (functools.cache(lambda: up(jnp.max(jnp.abs(factor), initial=0))),),
+    (functools.cache(lambda: up(max_magnitude(factor))),),
     roundings=2,  # That of an inverse is one of them.
     magnitude=lambda x: x * jnp.abs(factor),
     on_images=Pointwise((factor,)),
@@ -165,7 +121,7 @@ def _folded(weight: Weight, factor: jax.Array, ndim: int) -> LinearPart | None:
     shape[places[axis]] = factor.shape[axis]
   rest = [axis for axis in range(ndim) if axis not in places]
   factor = factor.transpose(axes + rest).reshape(shape)
-  lost = times_above(weight.lost, jnp.max(jnp.abs(factor), initial=0))
+  lost = times_above(weight.lost, max_magnitude(factor))
   return weight.part(weight.value * factor, up(lost + _flushed_products(weight.value, factor)))
 
 

@@ -16,9 +16,9 @@ from lipjax.certify.bounds.graph_layers import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LipschitzPart
 from lipjax.certify.graph import Graph
-from lipjax.certify.linear import compute_norms
 from lipjax.certify.lower.bound import lipschitz_lower_bound
 from lipjax.certify.maps import Known, hypotenuse, live, norms_of
+from lipjax.certify.norms import compute_norms
 from lipjax.measure.bounds import BoundMethod, Bounds
 
 #: Engines by name, as in `Bounds.names`.

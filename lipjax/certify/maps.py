@@ -19,7 +19,7 @@ from lipjax.certify.facts import Facts, LinearPart, LipschitzPart, Part, ScalarP
 from lipjax.certify.graph import Node
 from lipjax.certify.matrix import Measured, Rows, identity_rows, row_norms_of, spectral_norms_of
 from lipjax.rounding.errors import up
-from lipjax.rounding.numbers import norm_above, times_above, tiny
+from lipjax.rounding.numbers import max_magnitude, norm_above, times_above, tiny
 
 #: Matrices of compositions are looked at if they have at most so many rows …
 ROWS_UP_TO = 1024
@@ -262,7 +262,7 @@ def _step_back(known: Known, i: int, k: int, way: Way) -> Way:
     return earlier
   part = known.part(i)
   if isinstance(part, ScalarPart):
-    gain = jnp.max(jnp.abs(middle_slope(part)), initial=0)
+    gain = max_magnitude(middle_slope(part))
   else:
     gain = _linear(part).norms[k]()
   return times_above(_norm(way), gain)

@@ -14,7 +14,7 @@ from lipjax.certify.fast import fast_jit
 from lipjax.certify.graph import Node
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.rounding.errors import gamma, unit_roundoff, up
-from lipjax.rounding.numbers import flushed, norm_above, times_above, tiny
+from lipjax.rounding.numbers import flushed, max_magnitude, norm_above, times_above, tiny
 from lipjax.rounding.products import matrix_norm_above
 
 #: Matrices of more entries are measured one by one, so that few are held at once.
@@ -120,7 +120,7 @@ class Rows:
 def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
   # Slopes are wider where there are 64 bits. That the product is rounded once more is in `lost`.
   scaled = (value * factor).astype(value.dtype)
-  size, largest = _norm_above(scaled), jnp.max(jnp.abs(factor), initial=0)
+  size, largest = _norm_above(scaled), max_magnitude(factor)
   low = _too_small(value.size, 3, value.dtype)
   moves = (jnp.any(value != 0) | (error > 0)) & (largest > 0)
   lost = 2 * unit_roundoff(value.dtype) * size + jnp.where(moves, low, 0)

@@ -20,7 +20,6 @@ from lipjax.certify.bounds.layers import Layers
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LinearPart
 from lipjax.certify.graph import Graph
-from lipjax.certify.linear import compute_norms
 from lipjax.certify.maps import (
   ROWS_UP_TO,
   Known,
@@ -33,6 +32,7 @@ from lipjax.certify.maps import (
   rows_back,
 )
 from lipjax.certify.matrix import Rows
+from lipjax.certify.norms import compute_norms
 from lipjax.measure.gram import gram_upper_bound
 from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import up

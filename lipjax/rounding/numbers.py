@@ -24,6 +24,12 @@ def tiny(dtype: Any) -> float:
   return float(jnp.finfo(dtype).tiny)
 
 
+def max_magnitude(x: Any) -> jax.Array:
+  """The largest magnitude of all entries, 0 where there are none."""
+  size = jnp.abs(jnp.asarray(x))
+  return jnp.max(size) if size.size else jnp.zeros((), size.dtype)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def norm_above(x: Any, axes: int | tuple[int, ...] | None = None) -> jax.Array:
   """At least the l2 norm over some axes, or all.

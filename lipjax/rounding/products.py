@@ -45,7 +45,9 @@ def matrix_norm_above(x: jax.Array) -> jax.Array:
   No square over- or underflows in it.
   """
   x = jnp.abs(lax.stop_gradient(x))
-  rows, columns = (jnp.sqrt(jnp.max(jnp.sum(x, axis), initial=0)) for axis in (-1, -2))
+  if not x.size:
+    return jnp.zeros((), x.dtype)
+  rows, columns = (jnp.sqrt(jnp.max(jnp.sum(x, axis))) for axis in (-1, -2))
   return up(rows * columns, sum(x.shape[-2:]) + 4)
 
 

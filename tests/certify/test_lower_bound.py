@@ -322,6 +322,27 @@ def test_below_the_truth_of_a_small_relu_network():
   assert_just_below(value, truth, rtol=1e-4)
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_small_functions_are_searched_thoroughly(seed):
+  """Steep in a small part of the plane, which the first sixteen starts did not find."""
+  rng = np.random.default_rng(seed)
+  shapes, scale = [(8, 2), (8, 8), (1, 8)], np.sqrt([2, 8, 8])
+  weights = [rng.standard_normal(shape) / s for shape, s in zip(shapes, scale, strict=True)]
+  biases = [rng.standard_normal(8) * 0.5 for _ in range(2)]
+
+  def fn(x):
+    for w, b in zip(weights, biases, strict=False):
+      x = jax.nn.relu(jnp.asarray(w) @ x + jnp.asarray(b)[:, None])
+    return jnp.asarray(weights[-1]) @ x
+
+  with jax.enable_x64(True):
+    points = rng.standard_normal((2, 100_000)) * np.geomspace(0.3, 30, 100_000)
+    slopes = jax.grad(lambda x: fn(x).sum())(points)
+  sampled = np.linalg.norm(slopes, axis=0).max()
+  value = float(lipschitz_lower_bound(lambda x: fn(x[:, None]))(jnp.ones(2, FLOAT)))
+  assert value >= 0.999 * sampled
+
+
 def published(name):
   pytest.importorskip("scipy")
   path = DATA / f"{name}_weights.mat"

@@ -45,3 +45,14 @@ def test_starts_lie_in_the_domain(domain, distance, size):
   lost = 16 * 2 * np.finfo(np.float32).eps * np.linalg.norm(fn(center)) / size
   for slope in (lower, found):
     assert at_center * (1 - 1e-2) - 4 * lost <= slope <= upper
+
+
+def test_kinks_out_of_reach_do_not_pull():
+  """Sixty-three of them would be worth more than the one that is in the ball, on the other side."""
+
+  def fn(x):
+    units = jax.nn.relu(jnp.append(jnp.full(63, x[0] - 100), -x[0] - 0.5))
+    return x[0] + units[:-1].sum() - 3 * units[-1]
+
+  bound = lipjax.lipschitz_lower_bound(fn, radius=1.0, n_starts=16)
+  assert 3.999 <= float(bound(jnp.zeros(64))) <= 4

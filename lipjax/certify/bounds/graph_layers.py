@@ -12,8 +12,8 @@ from lipjax.certify.bounds.images import images_of
 from lipjax.certify.bounds.layers import Layers, padded, scaled
 from lipjax.certify.bounds.layout import Layout
 from lipjax.certify.bounds.slots import Before, stacks_of
-from lipjax.certify.linear import compute_norms
 from lipjax.certify.maps import Known, live, norms_of
+from lipjax.certify.norms import compute_norms
 
 
 def layers_of(

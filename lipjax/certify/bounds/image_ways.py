@@ -13,6 +13,7 @@ from lipjax.certify.bounds.images import Images, window_of
 from lipjax.certify.bounds.torus import aliases, symbols
 from lipjax.certify.facts import LinearPart, Pointwise, Shifts
 from lipjax.rounding.errors import unit_roundoff, up
+from lipjax.rounding.numbers import max_magnitude
 from lipjax.rounding.products import matrix_norm_above, product, product_lost, underflow
 
 
@@ -113,7 +114,7 @@ def _taps(shifts: Shifts) -> tuple[jax.Array, np.ndarray]:
 def _times(way: Way, factor: jax.Array) -> Way:
   factor = jnp.tile(factor.astype(way.matrix.dtype), 2)
   matrix = way.matrix * factor
-  largest = jnp.max(jnp.abs(factor), initial=0)
+  largest = max_magnitude(factor)
   lost = way.lost * largest + 4 * unit_roundoff(matrix.dtype) * matrix_norm_above(matrix)
   lost = lost + underflow(1, matrix.shape[-2:], matrix.dtype)
   return Way(matrix, up(lost, 4), way.frequencies)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import primitives
 
 from lipjax.certify.reading.scatter_apply import has_function, written_out
@@ -55,7 +56,8 @@ def evaluate(
     soften: keep values and first derivatives, but let the slope of max, min, abs, clamp and
       of ``where(x > y, …)`` change over a neighbourhood of the kink, as reverse mode over
       the derivative sees it. JAX's second derivative of a piecewise linear function is 0
-      and does not say where the first one is larger; this one does, roughly.
+      and does not say where the first one is larger; this one does, roughly. The tangents of
+      forward mode say how far inputs may move: beyond that, kinks are out of reach.
 
   Returns:
     The flat outputs.
@@ -69,6 +71,12 @@ def float_dtypes(closed: Any) -> set[Any]:
   avals = (variable.aval for eqn in _equations(closed) for variable in eqn.outvars)
   dtypes = {aval.dtype for aval in avals if hasattr(aval, "dtype")}
   return {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+
+
+def n_numbers(closed: Any) -> int:
+  """How many numbers the traced function reads and computes; a loop's body counts once."""
+  computed = (getattr(v.aval, "size", 0) for eqn in _equations(closed) for v in eqn.outvars)
+  return sum(computed) + sum(jnp.size(x) for x in closed.consts)
 
 
 def _apply(eqn: Any, inputs: list[Any], soften: bool) -> list[Any]:
@@ -158,32 +166,34 @@ def _choose(margin: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
 @_choose.defjvp
 def _(primals, tangents):
   margin, yes, no = primals
-  _, d_yes, d_no = tangents
-  step = _step(margin)
-  return _choose(margin, yes, no), step * d_yes + (1 - step) * d_no
+  d_margin, d_yes, d_no = tangents
+  step = _step(margin, jnp.minimum(_rms(margin), _rms(lax.stop_gradient(d_margin))))
+  # Not `_choose`: reverse mode would take this rule for it once more.
+  return jnp.where(margin >= 0, yes, no), step * d_yes + (1 - step) * d_no
 
 
 @jax.custom_vjp
-def _step(margin: jax.Array) -> jax.Array:
+def _step(margin: jax.Array, width: jax.Array) -> jax.Array:
   """1 where the margin is positive and 0 where it is not; `_pull` is its derivative."""
   return jnp.heaviside(margin, 0.5)
 
 
-def _pull(margin: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+def _pull(given: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, None]:
   """Pulls at the margins whose side is wrong: a step there would be a gain.
 
   A margin on its right side, and not close to the kink, is left alone: in a sum over many
   units those would outweigh the few that are still wrong, as in a least-squares fit of a
   classifier; this is the perceptron's rule instead. Square roots, so that units of little
-  influence are heard; tails, so that far ones are reached.
+  influence are heard; tails, so that far ones are reached. The width is that of all
+  margins, and at most that of how far they move: in a small ball most are out of reach.
   """
-  width, typical = _rms(margin), _rms(cotangent)
+  (margin, width), typical = given, _rms(cotangent)
   wrong = jnp.sign(cotangent) * margin <= 0.1 * width
   pull = jnp.sign(cotangent) * jnp.sqrt(jnp.abs(cotangent) / typical) * typical
-  return (jnp.where(wrong, pull / (width * (1 + jnp.square(margin / width))), 0),)
+  return jnp.where(wrong, pull / (width * (1 + jnp.square(margin / width))), 0), None
 
 
-_step.defvjp(lambda margin: (_step(margin), margin), _pull)
+_step.defvjp(lambda *given: (_step(*given), given), _pull)
 
 
 def _rms(x: jax.Array) -> jax.Array:

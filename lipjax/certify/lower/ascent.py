@@ -56,7 +56,9 @@ def search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
     for _ in range(n_power_steps):
       v = unit(adjoint(unit(apply(v))))
     sigma, u = norm_and_direction(apply(v), 0)
-    slope = lambda x: jnp.vdot(u, jax.jvp(softened, (x,), (v,))[1])
+    # Inputs move about as far as the starts do from each other; of the slope only the direction
+    # in which it grows counts.
+    slope = lambda x: jnp.vdot(u, jax.jvp(softened, (x,), (scale * v,))[1])
     now = _Best(sigma, x, v, unit(gradient(slope)(x)))
     better = sigma > best.sigma  # False where f is not defined
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.certify.domain import domains, project, surroundings
-from lipjax.certify.lower.arithmetic import evaluate, float_dtypes
+from lipjax.certify.lower.arithmetic import evaluate, float_dtypes, n_numbers
 from lipjax.certify.lower.ascent import search
 from lipjax.measure.scaling import nonzero, norm_and_direction
 from lipjax.operators.paths import path_string
@@ -21,6 +21,8 @@ from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, up
 
 #: Distances at which a slope is tried, from far apart to the root of eps.
 N_DISTANCES = 24
+#: Of starts, where the caller does not say: what they hold at once is so many numbers.
+AT_ONCE, FEWEST_STARTS, MOST_STARTS = 2**20, 16, 1024
 
 
 def lipschitz_lower_bound(
@@ -29,7 +31,7 @@ def lipschitz_lower_bound(
   *,
   radius: Any | None = None,
   box: tuple[Any, Any] | None = None,
-  n_starts: int = 16,
+  n_starts: int | None = None,
   n_ascent_steps: int = 200,
   n_power_steps: int = 2,
   rounding: float = 16.0,
@@ -74,7 +76,8 @@ def lipschitz_lower_bound(
     box: the smallest and the largest value of an entry of the inputs.
     n_starts: points from which the search begins, side by side: the argument itself, 0, and
       noise around both at scales from 1/100 of the argument's to 100 times it. In a ball or a
-      box: the argument, the middle, and noise around both up to the whole extent.
+      box: the argument, the middle, and noise around both up to the whole extent. None takes
+      16, and up to 1,024 where `fn` is small: where a start costs next to nothing.
     n_ascent_steps: steps from each: an eighth of them jumps, to choose a beginning; then
       steps uphill of decreasing length, best or not; in the end only those that gain.
     n_power_steps: power iterations a step.
@@ -107,7 +110,7 @@ def lipschitz_lower_bound(
   """
   counts = {"n_starts": n_starts, "n_power_steps": n_power_steps}
   for name, count in counts.items():
-    if count < 1:
+    if count is not None and count < 1:
       msg = f"{name} is {count}; expected at least 1."
       raise ValueError(msg)
   if n_ascent_steps < 0 or not rounding >= 0:
@@ -119,13 +122,14 @@ def lipschitz_lower_bound(
     traced = _trace(fn, argnums, args, kwargs, radius, box)
     if traced.n_in == 0 or traced.n_out == 0:
       return jnp.zeros((), traced.dtype)
+    n = n_starts or min(max(AT_ONCE // n_numbers(traced.closed), FEWEST_STARTS), MOST_STARTS)
 
     @jax.jit
     def run(consts, leaves, around, key):
       # The points are held fixed in derivatives, so the search need not have any.
       held = lax.stop_gradient(consts)
       searched = traced._replace(around=around)
-      points = search(searched, held, leaves, key, n_starts, n_ascent_steps, n_power_steps)
+      points = search(searched, held, leaves, key, n, n_ascent_steps, n_power_steps)
       return _best_slope(traced, consts, *lax.stop_gradient(points), rounding)
 
     started = jax.random.key(0) if key is None else key

@@ -15,7 +15,7 @@ import numpy as np
 from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, Facts, LinearPart, Operand, Range
 from lipjax.certify.graph import Node, Params
-from lipjax.certify.linear import Norm
+from lipjax.certify.norms import Norm
 from lipjax.certify.primitives import ranges
 from lipjax.certify.primitives.record import RECORDS, RangeRule, record
 from lipjax.certify.primitives.two import of_two

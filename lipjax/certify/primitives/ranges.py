@@ -13,7 +13,7 @@ from jax import lax
 from lipjax.certify.facts import Operand, Range
 from lipjax.certify.graph import Node
 from lipjax.rounding.errors import gamma, unit_roundoff, up
-from lipjax.rounding.numbers import times_above, tiny
+from lipjax.rounding.numbers import max_magnitude, times_above, tiny
 
 
 def widened(lower: jax.Array, upper: jax.Array, error: Any = 0.0, terms: int = 4) -> Range:
@@ -120,7 +120,7 @@ def product_terms(node: Node, left: tuple[int, ...], right: tuple[int, ...]) -> 
 def row_movement(node: Node, operands: tuple[Operand, ...], far: Any) -> Any:
   """Of a product with a weight, how far each entry moves: a row's norm times the movement."""
   weight = next(jnp.asarray(x.value, x.node.wide) for x in operands if not x.moves)
-  largest = jnp.max(jnp.abs(weight), initial=0)
+  largest = max_magnitude(weight)
   scale = jnp.where(largest > 0, largest, 1)
   square = jnp.square(weight / scale)
   squares = [jnp.ones(x.shape, x.node.wide) if x.moves else square for x in operands]
