@@ -17,6 +17,7 @@ from lipjax.certify.graph import Graph, Node, rewritten, without_copies
 from lipjax.certify.numbers import are_numbers
 from lipjax.certify.patterns import PATTERNS
 from lipjax.certify.patterns.extremes import extremes, extremes_of_pairs
+from lipjax.certify.patterns.kinks import shared_kinks
 from lipjax.certify.patterns.scalars import fused
 from lipjax.certify.reading.reader import moving_leaves, read
 from lipjax.certify.sweep import facts_of
@@ -64,7 +65,7 @@ def on_arrays(
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
   """The graph with everything in it that is told by more than one primitive."""
   scalars = fused(rewritten(graph, PATTERNS), list(arrays))
-  return without_copies(rewritten(scalars, (extremes, extremes_of_pairs)))
+  return without_copies(rewritten(scalars, (extremes, extremes_of_pairs, shared_kinks(scalars))))
 
 
 def nodes_of(fn: Callable[..., Any], *args: Any) -> Sequence[Node]:

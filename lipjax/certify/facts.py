@@ -53,6 +53,18 @@ class Shifts(NamedTuple):
   lost: Any
 
 
+class Channels(NamedTuple):
+  """Channels that are left out, or put side by side.
+
+  Attributes:
+    axis: where channels are.
+    places: of each array, which channel of the result each of its channels is; -1 for none.
+  """
+
+  axis: int
+  places: tuple[Any, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearPart:
   r"""A linear function of one parent or several.
@@ -80,7 +92,7 @@ class LinearPart:
   weight: Any = None
   is_selection: bool = False
   lost: Any = None
-  on_images: Pointwise | Shifts | None = None
+  on_images: Pointwise | Shifts | Channels | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -240,6 +240,30 @@ def test_maxmin_networks(sort):
   assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn, radius=1e-3)(x) <= 1.02
 
 
+@pytest.mark.parametrize(
+  ("pair", "norm"),
+  [
+    (lambda x: (jax.nn.relu(x), jax.nn.relu(-x)), 1),
+    (lambda x: (jnp.maximum(x, 0), jnp.minimum(x, 0)), 1),
+    (lambda x: (x - jax.nn.leaky_relu(x), jax.nn.leaky_relu(x)), 1),
+    (lambda x: (jnp.abs(x), jnp.where(-x < 0, 2 * x, 0)), 5**0.5),
+    (lambda x: (jax.nn.relu(x), jax.nn.relu(1 - x)), 2**0.5),  # both between the kinks
+  ],
+)
+def test_functions_with_one_kink_are_seen_together(pair, norm):
+  x = normal(9, (8,), FLOAT)
+  found = lipjax.lipschitz_upper_bound(lambda x: jnp.concatenate(pair(x)))(x)
+  assert norm * (1 - 1e-6) <= found <= 1.02 * norm
+  weights = [orthogonal(0, 8), orthogonal(1, 16), orthogonal(2, 16)]
+  fn = lambda x: weights[1] @ jnp.concatenate(pair(weights[0] @ x))
+  assert norm * (1 - 1e-6) <= lipjax.lipschitz_upper_bound(fn, effort="tight")(x) <= 1.01 * norm
+  # On one side of the kinks there is one slope.
+  local = lipjax.lipschitz_upper_bound(lambda x: jnp.stack(pair(x)), radius=1e-3)(x)
+  slopes = jax.vmap(jax.grad(lambda t, k: pair(t)[k]), (0, None))
+  at = np.hypot(*(np.asarray(slopes(x, k), np.float64) for k in (0, 1))).max()
+  assert at * (1 - 1e-6) <= local <= 1.02 * at
+
+
 def test_residual_layers_that_are_1_lipschitz():
   # Meunier et al. (2022), convex potential layers: the linear parts cancel, which LipLT sees.
   weights = [orthogonal(i, 16) for i in range(3)]

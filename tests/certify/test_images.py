@@ -99,6 +99,12 @@ def with_dense_layers(x):
   return relu(x @ FLAT @ HEAD[:3]) @ HEAD[:3]
 
 
+def pieces(x):
+  a, b = jnp.split(conv(x, W[0]), 2, axis=-1)
+  x = jnp.concatenate([relu(a), jnp.tanh(b[..., 1:]), relu(-a)[..., :1]], -1)
+  return mean(relu(jnp.concatenate([conv(x, W[1])[..., ::2], a], -1)))
+
+
 def of_one_example(x):
   return plain(3 * x[0][None])
 
@@ -113,7 +119,7 @@ def in_one_dimension(x):
 
 FUNCTIONS = [
   plain, strided, valid, dilated, grouped, residual, preactivated, normalized, with_dense_layers,
-  channels_first,
+  channels_first, pieces,
 ]  # fmt: skip
 MORE = [of_one_example, in_one_dimension]
 X = normal(6, (1, 8, 8, 2))

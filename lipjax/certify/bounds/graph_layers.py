@@ -27,7 +27,7 @@ def layers_of(
     bounds: of each node that they depend on, by another engine.
     effort: how much work they are worth.
   """
-  known = known.seen()
+  plain, known = known, known.seen()
   order = live(known, outputs)
   stacks = stacks_of(known, order, outputs)
   sizes = [sum(known.nodes[slot.before].size for slot in stack) for stack in stacks]
@@ -35,7 +35,9 @@ def layers_of(
     return None
   images, sources = None, [i for i in order if known.part(i) is None]
   if not is_worth(effort, [(1, size) for size in sizes]):
-    images = images_of(known, order)
+    # What is seen as a sum with a magnitude is not made 0 beside the image.
+    known, order = plain, live(plain, outputs)
+    stacks, images = stacks_of(known, order, outputs), images_of(known, order)
     widths = None if images is None else image_widths(images, stacks)
     if images is None or widths is None or not is_worth(effort, widths):
       return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from lipjax.certify.bounds.images import Images, window_of
 from lipjax.certify.bounds.torus import aliases, symbols
-from lipjax.certify.facts import LinearPart, Pointwise, Shifts
+from lipjax.certify.facts import Channels, LinearPart, Pointwise, Shifts
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import max_magnitude
 from lipjax.rounding.products import matrix_norm_above, product, product_lost, underflow
@@ -70,6 +70,8 @@ def way_back(images: Images, i: int, k: int, way: Way) -> Way | None:
     return None if factor is None else _times(way, factor)
   if isinstance(part.on_images, Shifts):
     return _through(images, part.on_images, i, way)
+  if isinstance(part.on_images, Channels):
+    return _taken(way, part.on_images.places[k])
   return None
 
 
@@ -109,6 +111,13 @@ def _taps(shifts: Shifts) -> tuple[jax.Array, np.ndarray]:
   places = np.stack(np.unravel_index(np.arange(math.prod(window)), window), -1)
   offsets = [pair[0] for pair in params["padding"]]
   return taps, places * np.asarray(params["rhs_dilation"]) - np.asarray(offsets)
+
+
+def _taken(way: Way, places: np.ndarray) -> Way:
+  """Each channel from its place, or nowhere."""
+  n = way.matrix.shape[-1] // 2
+  both = jnp.where(np.tile(places < 0, 2), 0, way.matrix[..., np.concatenate([places, places + n])])
+  return way._replace(matrix=both, is_start=False)
 
 
 def _times(way: Way, factor: jax.Array) -> Way:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from lipjax.certify.bounds.torus import Torus
-from lipjax.certify.facts import LinearPart, Pointwise, ScalarPart, Shifts
+from lipjax.certify.facts import Channels, LinearPart, Pointwise, ScalarPart, Shifts
 from lipjax.certify.maps import Known, is_nonlinear, live
 
 
@@ -111,10 +111,14 @@ def _axes(known: Known, order: Sequence[int]) -> dict[int, Axes]:
   while is_new:
     is_new = False
     for i in order:
-      if not _is_pointwise(known, i):
+      if not _is_of_entries(known, i):
         continue
-      alike = [k for k in (i, *known.parents(i)) if known.nodes[k].shape == known.nodes[i].shape]
+      channels, alike = _channels(known, i), [i, *known.parents(i)]
+      if channels is None:
+        alike = [k for k in alike if known.nodes[k].shape == known.nodes[i].shape]
       for found in [axes[k] for k in alike if k in axes][:1]:
+        if channels is not None and channels.axis != found.channel:
+          continue
         is_new |= any(k not in axes for k in alike)
         axes = dict.fromkeys(alike, found) | axes
   return axes
@@ -199,11 +203,18 @@ def _is_single(shifts: Shifts) -> bool:
   return math.prod(window_of(shifts)) == 1 and not is_padded
 
 
-def _is_pointwise(known: Known, i: int) -> bool:
+def _channels(known: Known, i: int) -> Channels | None:
+  part = known.part(i)
+  found = part.on_images if isinstance(part, LinearPart) else None
+  return found if isinstance(found, Channels) else None
+
+
+def _is_of_entries(known: Known, i: int) -> bool:
+  """Whether an entry is made of those at the same place of the image."""
   part = known.part(i)
   if isinstance(part, ScalarPart):
     return True
-  return isinstance(part, LinearPart) and isinstance(part.on_images, Pointwise)
+  return isinstance(part, LinearPart) and isinstance(part.on_images, Pointwise | Channels)
 
 
 def window_of(shifts: Shifts) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ def extremes(graph: Graph, i: int) -> list[Node] | None:
   by_norms = ~(len(nodes) - 1)
   a, b = node.inputs
   by_difference = _by_difference(nodes, a, b, node, node.name)
-  return [*nodes, _either(node, by_norms, by_difference)]
+  return [*nodes, either(node, by_norms, by_difference)]
 
 
 def extremes_of_pairs(graph: Graph, i: int) -> list[Node] | None:
@@ -50,7 +50,7 @@ def extremes_of_pairs(graph: Graph, i: int) -> list[Node] | None:
   a, b = (_half(nodes, node.inputs[0], x, axis, k, one) for k in (0, 1))
   if node.name != "sort":
     by_difference = _by_difference(nodes, a, b, one, node.name.removeprefix("reduce_"))
-    return [*nodes, _either(node, ~0, by_difference)]
+    return [*nodes, either(node, ~0, by_difference)]
   row = (*shape[:axis], 1, *shape[axis:])
   rows = []
   for how in ("min", "max"):
@@ -58,18 +58,18 @@ def extremes_of_pairs(graph: Graph, i: int) -> list[Node] | None:
     rows.append(_reshaped(nodes, entry, one, row))
   what = "concatenate", tuple(rows), Params(dimension=axis), x.shape, x.dtype
   nodes.append(Node(*what, primitives.concatenate_p, line=node.line))
-  return [*nodes, _either(node, ~0, ~(len(nodes) - 1))]
+  return [*nodes, either(node, ~0, ~(len(nodes) - 1))]
 
 
 def _by_difference(nodes: list[Node], a: int, b: int, node: Node, how: str) -> int:
   """Appends what gives one of the two, and says where it is."""
   like = node.shape, node.dtype
-  start, sign = len(nodes), 1 if how == "max" else -1
+  start, params = len(nodes), Params(factors=(0.5, 0.5 if how == "max" else -0.5))
   nodes += [
     Node("add", (a, b), Params(), *like, primitives.add_p, line=node.line),
     Node("sub", (a, b), Params(), *like, primitives.sub_p, line=node.line),
     Node("scalar", (~(start + 1),), Params(function=_MAGNITUDE), *like, line=node.line),
-    Node("half_sum", (~start, ~(start + 2)), Params(sign=sign), *like, line=node.line),
+    Node("combination", (~start, ~(start + 2)), params, *like, line=node.line),
   ]
   return ~(start + 3)
 
@@ -90,6 +90,7 @@ def _reshaped(nodes: list[Node], place: int, one: Node, shape: tuple[int, ...]) 
   return ~(len(nodes) - 1)
 
 
-def _either(node: Node, by_norms: int, by_difference: int) -> Node:
+def either(node: Node, by_norms: int, by_difference: int) -> Node:
+  """A node in the one way for norms, in the other one for ellipsoids."""
   operands = by_norms, by_difference
   return Node("either", operands, Params(), node.shape, node.dtype, line=node.line)

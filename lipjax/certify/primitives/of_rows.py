@@ -1,4 +1,4 @@
-"""Functions of several arrays that are 1-Lipschitz in all of them together; in two ways."""
+"""Functions of several arrays that are 1-Lipschitz in all of them together, and two ways."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def of_rows(node: Node, x: Operand) -> Depends:
 @record(
   "either", range=lambda node, one, other: one, examples=[lambda x: jnp.maximum(x, x[:, ::-1])]
 )
-def either(node: Node, by_norms: Operand, by_difference: Operand) -> Depends:
-  """The larger and the lesser of two: by norms as such, in ellipsoids by the difference."""
+def either(node: Node, by_norms: Operand, by_magnitude: Operand) -> Depends:
+  """What is known in two ways: one for norms, and in ellipsoids the other."""
   del node
-  seen = Depends(moved(lambda x: x), (by_difference.place,))
+  seen = Depends(moved(lambda x: x), (by_magnitude.place,))
   return by_norms.facts.depends._replace(seen=seen)
 
 
-@record("half_sum", examples=[lambda x: jnp.minimum(x, x[:, ::-1])])
-def half_sum(node: Node, *operands: Operand) -> Depends:
-  """A half for each of a + b and |a - b|."""
-  sign = node.params["sign"]
+@record("combination", examples=[lambda x: jnp.minimum(x, x[:, ::-1])])
+def combination(node: Node, *operands: Operand) -> Depends:
+  """Of a sum, or an array, and a magnitude: the magnitudes of both factors."""
+  one, other = node.params["factors"]
   part = LinearPart(
-    lambda total, apart: (total + sign * apart) / 2,
-    (lambda: 0.5, lambda: 0.5),
-    roundings=2,
-    magnitude=lambda total, apart: (total + apart) / 2,
+    lambda x, size: one * x + other * size,
+    (lambda: abs(one) * (1 + 1e-6), lambda: abs(other) * (1 + 1e-6)),
+    roundings=3,
+    magnitude=lambda x, size: abs(one) * x + abs(other) * size,
   )
   return Depends(part, tuple(x.place for x in operands))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.facts import Depends, LinearPart, Operand
+from lipjax.certify.facts import Channels, Depends, LinearPart, Operand
 from lipjax.certify.graph import Node, Params
 from lipjax.certify.index_map import is_quantizer
 from lipjax.certify.linear import merged, moved, same
@@ -22,15 +23,34 @@ from lipjax.certify.primitives.record import record
 
 
 @record(
-  "reshape", "rev", "slice", "squeeze", "transpose", range=ranges.monotone,
+  "reshape", "rev", "squeeze", "transpose", range=ranges.monotone,
   examples=[
     lambda x: lax.reshape(x, (6,), dimensions=(1, 0)), lambda x: lax.rev(x, (1,)),
-    lambda x: x[:, ::2], lambda x: x.T, lambda x: x[:1, None].squeeze(0),
+    lambda x: x.T, lambda x: x[:1, None].squeeze(0),
   ],
 )  # fmt: skip
 def isometry(node: Node, x: Operand) -> Depends:
-  """Entries are moved or left out: slope 1."""
+  """Entries are moved: slope 1."""
   return Depends(moved(node.bind), (x.place,))
+
+
+@record("slice", range=ranges.monotone, examples=[lambda x: x[:, ::2], lambda x: x[1:, 1:]])
+def cut(node: Node, x: Operand) -> Depends:
+  """Entries are left out: slope 1."""
+  axes = [axis for axis, n in enumerate(node.shape) if n != x.shape[axis]]
+  if len(axes) != 1:
+    return Depends(moved(node.bind), (x.place,))
+  (axis,) = axes
+  start, step = node.params["start_indices"][axis], (node.params["strides"] or {axis: 1})[axis]
+  return Depends(_of_channels(node, x, axis, start, step), (x.place,))
+
+
+def _of_channels(node: Node, x: Operand, axis: int, start: int, step: int = 1) -> LinearPart:
+  """From one of them on as many as there are in the result."""
+  places = np.full(x.shape[axis], -1)
+  n = node.shape[axis]
+  places[start : start + n * step : step] = np.arange(n)
+  return dataclasses.replace(moved(node.bind), on_images=Channels(axis, (places,)))
 
 
 @record("reduce_precision")
@@ -119,7 +139,14 @@ def concatenate(node: Node, *operands: Operand) -> Depends:
   axis = node.params["axis" if is_stack else "dimension"]
   # Not the primitives, as bounds are computed in a wider dtype than some constants have.
   join = jnp.stack if is_stack else jnp.concatenate
-  return merged(lambda *values: join(values, axis=axis), operands)
+  depends = merged(lambda *values: join(values, axis=axis), operands)
+  if is_stack:
+    return depends
+  ends = itertools.accumulate(x.shape[axis] for x in operands)
+  pairs = zip(operands, ends, strict=True)
+  places = tuple(np.arange(end - x.shape[axis], end) for x, end in pairs if x.moves)
+  part = dataclasses.replace(cast("LinearPart", depends.part), on_images=Channels(axis, places))
+  return depends._replace(part=part)
 
 
 @record(
@@ -128,7 +155,10 @@ def concatenate(node: Node, *operands: Operand) -> Depends:
 )  # fmt: skip
 def split(node: Node, x: Operand) -> Depends:
   """Slope 1 of each piece."""
-  return Depends(moved(node.bind), (x.place,))
+  if node.name == "unstack":
+    return Depends(moved(node.bind), (x.place,))
+  start = sum(node.params["sizes"][: node.output])
+  return Depends(_of_channels(node, x, node.params["axis"], start), (x.place,))
 
 
 @record(
