@@ -1,14 +1,16 @@
-"""``python -m benchmarks.experiments wasserstein|supervised|wgan``: one experiment, end to end."""
+"""``python -m benchmarks.experiments NAME``: one experiment, end to end."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks.experiments import supervised, wasserstein, wgan
+from benchmarks.experiments import certified, supervised, wasserstein, wgan
 
 #: Each has `add_arguments(parser)` and `run(args)`; its docstring is the help.
-EXPERIMENTS = {"wasserstein": wasserstein, "supervised": supervised, "wgan": wgan}
+EXPERIMENTS = {
+  "wasserstein": wasserstein, "supervised": supervised, "wgan": wgan, "certified": certified,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

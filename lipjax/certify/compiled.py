@@ -64,7 +64,8 @@ def on_arrays(
 
 def patterned(graph: Graph, arrays: Sequence[Any]) -> Graph:
   """The graph with everything in it that is told by more than one primitive."""
-  scalars = fused(rewritten(graph, PATTERNS), list(arrays))
+  # What is computed twice, as people write it, is one array to the patterns too.
+  scalars = fused(rewritten(without_copies(graph), PATTERNS), list(arrays))
   return without_copies(rewritten(scalars, (extremes, extremes_of_pairs, shared_kinks(scalars))))
 
 

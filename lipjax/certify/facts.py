@@ -53,6 +53,22 @@ class Shifts(NamedTuple):
   lost: Any
 
 
+class Windows(NamedTuple):
+  """For each window of an image what is made of it, in each channel by itself.
+
+  Attributes:
+    sizes: of a window, along each axis of the array.
+    strides: likewise.
+    padding: likewise, before and after.
+    dilation: of the window.
+  """
+
+  sizes: tuple[int, ...]
+  strides: tuple[int, ...]
+  padding: tuple[tuple[int, int], ...]
+  dilation: tuple[int, ...]
+
+
 class Channels(NamedTuple):
   """Channels that are left out, or put side by side.
 
@@ -92,7 +108,7 @@ class LinearPart:
   weight: Any = None
   is_selection: bool = False
   lost: Any = None
-  on_images: Pointwise | Shifts | Channels | None = None
+  on_images: Pointwise | Shifts | Windows | Channels | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +123,14 @@ class LipschitzPart:
     adds: whether slopes add.
     linear: the linear function of the parents; None if there is none.
     rest: thunk of the constants, likewise, of f less `linear`.
+    on_images: of an image, if it is that of each channel's windows: the constant is each channel's.
   """
 
   constants: tuple[Any, ...]
   adds: bool = False
   linear: LinearPart | None = None
   rest: Callable[[], tuple[Any, ...]] = tuple
+  on_images: Windows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +140,13 @@ class ScalarPart:
   Attributes:
     lower: the smallest slope, for all entries or for each.
     upper: the largest slope.
+    on_images: if it is no function of single entries: only each channel of an image as a whole
+      moves as if it were.
   """
 
   lower: Any
   upper: Any
+  on_images: Windows | None = None
 
 
 Part = LinearPart | LipschitzPart | ScalarPart

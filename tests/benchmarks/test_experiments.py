@@ -53,6 +53,19 @@ def test_supervised_quick(tmp_path, capsys):
   assert "minus none, in points" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_certified_quick(tmp_path, capsys):
+  pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+  numbers = run_quick(tmp_path, "certified")
+  for method in numbers["methods"].values():
+    certified, attacked = (np.asarray(method[name]) for name in ("certified", "attacked"))
+    assert certified.shape == (3, 2)
+    assert np.all(certified <= attacked)
+    assert np.all(attacked <= method["clean"])
+    assert method["strength"] == float(max(method["validation"], key=method["validation"].get))
+  assert "one ellipsoid each" in capsys.readouterr().out
+
+
 def test_critics_are_timed_against_the_first():
   methods = load("wasserstein_methods")
   rows = load("wasserstein_measure").milliseconds(

@@ -264,6 +264,49 @@ def test_functions_with_one_kink_are_seen_together(pair, norm):
   assert at * (1 - 1e-6) <= local <= 1.02 * at
 
 
+V = np.asarray([0.6, 0.0, -0.8, 0.0], FLOAT)
+R = V[::2]
+
+
+def rows(x):
+  return x.reshape((2, 2))
+
+
+@pytest.mark.parametrize(
+  "fn",
+  [
+    lambda x: jnp.where(V @ x > 0, x, x - 2 * V * (V @ x)),
+    lambda x: jnp.where(V @ x <= 0, x - jnp.dot(V, x) * V / 0.5, x),
+    lambda x: jnp.where(
+      (rows(x) @ R)[:, None] < 0, rows(x) - 2 * jnp.outer(rows(x) @ R, R), rows(x)
+    ),
+    lambda x: jnp.where(-(V @ x) < 0, x + 2 * V * -(V @ x), x),
+  ],
+)
+def test_householder_activations(fn):
+  x = normal(9, (4,), FLOAT)
+  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn)(x) <= 1.1
+  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn, effort="tight")(x) <= 1.01
+  jumps = jax.jit(jax.vmap(fn))(np.stack([x - V * (V @ x) + t * V for t in (-1e-4, 1e-4)]))
+  assert np.linalg.norm(jumps[0] - jumps[1]) <= 2.1e-4
+
+
+@pytest.mark.parametrize(
+  "fn",
+  [
+    lambda x: jnp.where(V @ x > 1, x, x - 2 * V * (V @ x)),  # elsewhere
+    lambda x: jnp.where(V @ x > 0, x, x - 2 * V * (x @ V[::-1])),  # of another number
+    lambda x: jnp.where((rows(x) @ R)[:, None] > 0, rows(x), rows(x) - (rows(x) @ R)[::-1, None]),
+    lambda x: jnp.where((rows(x) @ R)[:, None] > 0, rows(x), rows(x) - (rows(x) @ R)[None]),
+    lambda x: jnp.where(V @ x > 0, x, x - 2 * V * (V @ x) - 1),  # and a constant
+    lambda x: jnp.where(V @ x > 0, x, 2 * x),
+  ],
+)
+def test_choices_that_jump(fn):
+  with pytest.raises(lipjax.CertifyError, match="jumps"):
+    lipjax.lipschitz_upper_bound(fn)(normal(9, (4,), FLOAT))
+
+
 def test_residual_layers_that_are_1_lipschitz():
   # Meunier et al. (2022), convex potential layers: the linear parts cancel, which LipLT sees.
   weights = [orthogonal(i, 16) for i in range(3)]

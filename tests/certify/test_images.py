@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 from reference import FLOAT, jacobian, normal, top_sigma
 
@@ -105,6 +106,21 @@ def pieces(x):
   return mean(relu(jnp.concatenate([conv(x, W[1])[..., ::2], a], -1)))
 
 
+def pooled(x):
+  x = nn.max_pool(relu(conv(x, W[0])), (2, 2), (2, 2))
+  x = nn.max_pool(relu(conv(x, W[1])), (3, 3), (2, 1), "SAME")
+  return mean(relu(conv(nn.avg_pool(x, (1, 2), (1, 2)), W[2])))
+
+
+def averaged(x):
+  x = nn.avg_pool(relu(conv(x, W[0])), (2, 2), (2, 2))
+  return mean(relu(conv(nn.avg_pool(relu(x - 1), (3, 3), padding="SAME"), W[1], padding="VALID")))
+
+
+def valid_twice(x):
+  return mean(relu(conv(conv(x, W[0]), W[1], (2, 1), padding="VALID")))
+
+
 def of_one_example(x):
   return plain(3 * x[0][None])
 
@@ -119,7 +135,7 @@ def in_one_dimension(x):
 
 FUNCTIONS = [
   plain, strided, valid, dilated, grouped, residual, preactivated, normalized, with_dense_layers,
-  channels_first, pieces,
+  channels_first, pieces, pooled, averaged, valid_twice,
 ]  # fmt: skip
 MORE = [of_one_example, in_one_dimension]
 X = normal(6, (1, 8, 8, 2))
@@ -155,10 +171,8 @@ def test_no_better_than_dense(fn, monkeypatch):
 def test_images_that_are_left_alone(only_images):
   gated = lambda x: mean(relu(conv(x, W[0])) * jnp.arange(8.0, dtype=FLOAT)[None, :, None, None])
   twice = lambda x: mean(relu(conv(conv(x, W[0]), W[1])))
-  pooled = lambda x: mean(
-    lax.reduce_window(relu(conv(x, W[0])), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
-  )
-  for fn in (gated, twice, pooled):
+  softmax = lambda x: mean(conv(jax.nn.softmax(conv(x, W[0])), W[1]))
+  for fn in (gated, twice, softmax):
     found = bounds_by_engine(fn, 0, (X,))
     assert steepest(fn, X) <= min(found.values())
 

@@ -24,6 +24,8 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
+#: Of the objective, a logarithm: for less no later multipliers are taken, whose rounding is more.
+GAIN = 1e-4
 #: As shares of the largest: of an entry's movement, and of it times the multiplier.
 LEAST, LEAST_PRODUCT = 1e-4, 0.1
 
@@ -126,9 +128,10 @@ def improved(
   def step(carry: Any, _: None) -> tuple[Any, None]:
     now, state, best, least = carry
     found, slopes = value(now)
-    best = jnp.where(found < least, now, best)
+    is_better = found < least - GAIN
+    best, least = jnp.where(is_better, now, best), jnp.where(is_better, found, least)
     updates, state = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
-    return (optax.apply_updates(now, updates), state, best, jnp.fmin(found, least)), None
+    return (optax.apply_updates(now, updates), state, best, least), None
 
   infinite = jnp.full((), jnp.inf, start.dtype)
   carry, _ = lax.scan(step, (start, adam.init(start), start, infinite), length=n_steps)

@@ -8,7 +8,7 @@ from typing import Any
 from lipjax.certify.bounds.effort import Effort, is_worth
 from lipjax.certify.bounds.graph import product_bounds
 from lipjax.certify.bounds.image_layout import image_layer, image_widths
-from lipjax.certify.bounds.images import images_of
+from lipjax.certify.bounds.images import images_of, of_channels
 from lipjax.certify.bounds.layers import Layers, padded, scaled
 from lipjax.certify.bounds.layout import Layout
 from lipjax.certify.bounds.slots import Before, stacks_of
@@ -36,7 +36,7 @@ def layers_of(
   images, sources = None, [i for i in order if known.part(i) is None]
   if not is_worth(effort, [(1, size) for size in sizes]):
     # What is seen as a sum with a magnitude is not made 0 beside the image.
-    known, order = plain, live(plain, outputs)
+    known, order = of_channels(plain), live(plain, outputs)
     stacks, images = stacks_of(known, order, outputs), images_of(known, order)
     widths = None if images is None else image_widths(images, stacks)
     if images is None or widths is None or not is_worth(effort, widths):

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipjax.certify.bounds.images import Images, window_of
+from lipjax.certify.bounds.images import Images
+from lipjax.certify.bounds.reach import reach_of
 from lipjax.certify.bounds.torus import aliases, symbols
-from lipjax.certify.facts import Channels, LinearPart, Pointwise, Shifts
+from lipjax.certify.facts import Channels, LinearPart, Pointwise, Shifts, Windows
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import max_magnitude
 from lipjax.rounding.products import matrix_norm_above, product, product_lost, underflow
@@ -68,23 +69,28 @@ def way_back(images: Images, i: int, k: int, way: Way) -> Way | None:
   if isinstance(part.on_images, Pointwise):
     factor = images.per_channel(i, part.on_images.factors[k])
     return None if factor is None else _times(way, factor)
-  if isinstance(part.on_images, Shifts):
+  if isinstance(part.on_images, Shifts | Windows):
     return _through(images, part.on_images, i, way)
   if isinstance(part.on_images, Channels):
     return _taken(way, part.on_images.places[k])
   return None
 
 
-def _through(images: Images, shifts: Shifts, i: int, way: Way) -> Way:
-  (parent,) = images.known.parents(i)
-  strides, fine = shifts.params["window_strides"], images.torus[parent]
-  taps, places = _taps(shifts)
-  taps = taps.astype(way.matrix.dtype)
+def _through(images: Images, on_images: Shifts | Windows, i: int, way: Way) -> Way:
+  (parent,), reach = images.known.parents(i), reach_of(on_images, images.axes[i])
+  strides, fine = reach.strides, images.torus[parent]
+  if isinstance(on_images, Shifts):
+    taps = _taps(on_images).astype(way.matrix.dtype)
+  else:
+    eye = jnp.eye(images.channels(i), dtype=way.matrix.dtype)
+    taps = jnp.broadcast_to(eye, (math.prod(reach.sizes), *eye.shape))
   frequencies = aliases(way.frequencies, fine, strides)
-  step, lost = symbols(taps, places, frequencies, fine, math.prod(strides) ** -0.5)
-  # As `_with_folding`; and products that were too small.
-  off = 4 * shifts.n_folded * unit_roundoff(taps.dtype)
-  lost = lost + off * matrix_norm_above(jnp.sum(jnp.abs(taps), axis=0)) + shifts.lost
+  step, lost = symbols(taps, reach.places, frequencies, fine, math.prod(strides) ** -0.5)
+  if isinstance(on_images, Shifts):
+    # As `_with_folding`; and products that were too small.
+    off = 4 * on_images.n_folded * unit_roundoff(taps.dtype)
+    size = matrix_norm_above(jnp.sum(jnp.abs(taps), axis=0))
+    lost = lost + off * size + on_images.lost
   if way.is_start:
     return Way(step, up(lost, 4), frequencies).in_order()
   step = step.reshape((-1, *way.matrix.shape[:2], *step.shape[-2:]))
@@ -95,11 +101,10 @@ def _through(images: Images, shifts: Shifts, i: int, way: Way) -> Way:
   return Way(found.reshape((-1, *found.shape[2:])), up(lost, 8), frequencies).in_order()
 
 
-def _taps(shifts: Shifts) -> tuple[jax.Array, np.ndarray]:
-  """(taps, outputs, inputs), and what each reads for the entry 0."""
+def _taps(shifts: Shifts) -> jax.Array:
+  """(taps, outputs, inputs)."""
   params = shifts.params
   kernel = params["dimension_numbers"][1]
-  window = window_of(shifts)
   taps = jnp.transpose(shifts.kernel, (*kernel[2:], kernel[0], kernel[1]))
   taps = taps.reshape((-1, *taps.shape[-2:]))
   groups = params["feature_group_count"]
@@ -108,9 +113,7 @@ def _taps(shifts: Shifts) -> tuple[jax.Array, np.ndarray]:
     of = np.eye(groups, dtype=bool)[:, None, :, None]
     blocks = taps.reshape((n, groups, outputs // groups, 1, inputs))
     taps = jnp.where(of, blocks, 0).reshape((n, outputs, groups * inputs))
-  places = np.stack(np.unravel_index(np.arange(math.prod(window)), window), -1)
-  offsets = [pair[0] for pair in params["padding"]]
-  return taps, places * np.asarray(params["rhs_dilation"]) - np.asarray(offsets)
+  return taps
 
 
 def _taken(way: Way, places: np.ndarray) -> Way:

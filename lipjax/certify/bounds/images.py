@@ -6,20 +6,24 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
+from lipjax.certify.bounds.reach import Axes, Reach, reach_of
 from lipjax.certify.bounds.torus import Torus
-from lipjax.certify.facts import Channels, LinearPart, Pointwise, ScalarPart, Shifts
+from lipjax.certify.facts import (
+  Channels,
+  Facts,
+  LinearPart,
+  LipschitzPart,
+  Pointwise,
+  ScalarPart,
+  Shifts,
+  Windows,
+)
 from lipjax.certify.maps import Known, is_nonlinear, live
-
-
-class Axes(NamedTuple):
-  """Where a node has its channels and its image; all other axes have the length 1."""
-
-  channel: int
-  spatial: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +45,10 @@ class Images:
   def channels(self, i: int) -> int:
     """How many an image has."""
     return self.known.nodes[i].shape[self.axes[i].channel]
+
+  def lengths(self, i: int) -> list[int]:
+    """Of an image, along its axes."""
+    return [self.known.nodes[i].shape[axis] for axis in self.axes[i].spatial]
 
   def n_values(self, i: int) -> int:
     """Of an image, how many there are for each frequency."""
@@ -68,9 +76,15 @@ class Images:
 
   def reads_beside(self, i: int) -> bool:
     """Whether an image reads what it must not: what is not 0 beside another one."""
-    shifts = _shifts(self.known, i)
-    is_wide = shifts is not None and not _is_single(shifts)
-    return is_wide and not self.zero_beside.issuperset(self.known.parents(i))
+    reach, parents = self.reach(i), self.known.parents(i)
+    if reach is None or self.zero_beside.issuperset(parents):
+      return False
+    return reach.reads_beside(self.lengths(parents[0]), self.lengths(i))
+
+  def reach(self, i: int) -> Reach | None:
+    """What an entry of an image reads of another one; None if it is what is at its place."""
+    found = _on_images(self.known, i)
+    return reach_of(found, self.axes[i]) if isinstance(found, Shifts | Windows) else None
 
   def per_channel(self, i: int, x: Any) -> Any | None:
     """Numbers that broadcast to an image as one for each channel; None if they differ in it."""
@@ -85,7 +99,8 @@ def images_of(known: Known, order: Sequence[int]) -> Images | None:
   axes = _axes(known, order)
   if not axes or not all(of.spatial for of in axes.values()):
     return None
-  images = Images(known, axes, {}, _zero_beside(known, order))
+  images = Images(known, axes, {}, set())
+  images.zero_beside.update(_zero_beside(images, order))
   if any(not _fits(images, i) for i in order if i in axes):
     return None
   n_axes = {len(of.spatial) for of in axes.values()}
@@ -114,7 +129,7 @@ def _axes(known: Known, order: Sequence[int]) -> dict[int, Axes]:
       if not _is_of_entries(known, i):
         continue
       channels, alike = _channels(known, i), [i, *known.parents(i)]
-      if channels is None:
+      if channels is None and not isinstance(_on_images(known, i), Windows):
         alike = [k for k in alike if known.nodes[k].shape == known.nodes[i].shape]
       for found in [axes[k] for k in alike if k in axes][:1]:
         if channels is not None and channels.axis != found.channel:
@@ -127,16 +142,23 @@ def _axes(known: Known, order: Sequence[int]) -> dict[int, Axes]:
 def _fits(images: Images, i: int) -> bool:
   """Whether an image has one example, and is made of what has the same axes."""
   known, (channel, spatial) = images.known, images.axes[i]
-  shape, shifts = known.nodes[i].shape, _shifts(known, i)
-  if any(n != 1 for axis, n in enumerate(shape) if axis != channel and axis not in spatial):
+  shape, shifts, reach = known.nodes[i].shape, _shifts(known, i), images.reach(i)
+  others = [axis for axis in range(len(shape)) if axis not in spatial]
+  if any(shape[axis] != 1 for axis in others if axis != channel):
     return False
   parents = [k for k in known.parents(i) if k in images.axes]
+  if reach is not None and any(x < 0 for pair in reach.padding for x in pair):
+    return False
   if shifts is None:
-    return all(images.axes[k] == images.axes[i] for k in parents)
+    windows = _on_images(known, i)
+    is_across = isinstance(windows, Windows) and any(
+      windows.sizes[axis] > 1 or windows.strides[axis] > 1 or any(windows.padding[axis])
+      for axis in others
+    )
+    return not is_across and all(images.axes[k] == images.axes[i] for k in parents)
   left = shifts.params["dimension_numbers"][0]
   is_plain = all(d == 1 for d in shifts.params["lhs_dilation"])
-  pads = [x for pair in shifts.params["padding"] for x in pair]
-  return is_plain and min(pads) >= 0 and images.axes[parents[0]] == Axes(left[1], tuple(left[2:]))
+  return is_plain and images.axes[parents[0]] == Axes(left[1], tuple(left[2:]))
 
 
 def _sizes(images: Images, order: Sequence[int], axis: int) -> dict[int, int] | None:
@@ -145,13 +167,13 @@ def _sizes(images: Images, order: Sequence[int], axis: int) -> dict[int, int] | 
   least = {i: known.nodes[i].shape[of.spatial[axis]] for i, of in axes.items()}
   steps: list[tuple[int, int, int]] = []
   for i in order:
-    shifts = _shifts(known, i)
+    reach = images.reach(i) if i in axes else None
     for k in known.parents(i):
       if i in axes and k in axes:
-        steps.append((k, i, 1 if shifts is None else shifts.params["window_strides"][axis]))
-        if shifts is not None:
+        steps.append((k, i, 1 if reach is None else reach.strides[axis]))
+        if reach is not None:
           length = known.nodes[k].shape[axes[k].spatial[axis]]
-          least[k] = max(least[k], length + max(shifts.params["padding"][axis]))
+          least[k] = max(least[k], length + max(reach.padding[axis]))
   shares = _shares(steps, next(iter(axes)))
   if shares is None or set(shares) != set(axes):
     return None
@@ -179,45 +201,50 @@ def _shares(steps: list[tuple[int, int, int]], first: int) -> dict[int, Fraction
   return shares
 
 
-def _zero_beside(known: Known, order: Sequence[int]) -> set[int]:
+def _zero_beside(images: Images, order: Sequence[int]) -> set[int]:
   """The nodes whose differences are 0 on the torus beside the image."""
-  found: set[int] = set()
+  found, known = set[int](), images.known
   for i in order:
-    shifts = _shifts(known, i)
-    is_kept = isinstance(known.part(i), LinearPart) and all(k in found for k in known.parents(i))
+    parents, is_linear = known.parents(i), isinstance(known.part(i), LinearPart)
+    is_kept = is_linear and all(k in found for k in parents)
+    reach = images.reach(i) if is_kept and i in images.axes else None
+    if reach is not None:
+      is_kept = not reach.writes_beside(images.lengths(parents[0]), images.lengths(i))
     # What functions give is made 0 there, and inputs are.
-    is_made = not isinstance(known.part(i), LinearPart)
-    if is_made or (is_kept and (shifts is None or _is_single(shifts))):
+    if is_kept or not is_linear:
       found.add(i)
   return found
 
 
+def _on_images(known: Known, i: int) -> Any:
+  return getattr(known.part(i), "on_images", None)
+
+
 def _shifts(known: Known, i: int) -> Shifts | None:
-  part = known.part(i)
-  found = part.on_images if isinstance(part, LinearPart) else None
+  found = _on_images(known, i)
   return found if isinstance(found, Shifts) else None
 
 
-def _is_single(shifts: Shifts) -> bool:
-  is_padded = any(x for pair in shifts.params["padding"] for x in pair)
-  return math.prod(window_of(shifts)) == 1 and not is_padded
-
-
 def _channels(known: Known, i: int) -> Channels | None:
-  part = known.part(i)
-  found = part.on_images if isinstance(part, LinearPart) else None
+  found = _on_images(known, i)
   return found if isinstance(found, Channels) else None
 
 
 def _is_of_entries(known: Known, i: int) -> bool:
-  """Whether an entry is made of those at the same place of the image."""
-  part = known.part(i)
-  if isinstance(part, ScalarPart):
-    return True
-  return isinstance(part, LinearPart) and isinstance(part.on_images, Pointwise | Channels)
+  """Whether its axes are those of what it is made of."""
+  is_it = isinstance(known.part(i), ScalarPart)
+  return is_it or isinstance(_on_images(known, i), Pointwise | Channels | Windows)
 
 
-def window_of(shifts: Shifts) -> tuple[int, ...]:
-  """How many taps a kernel has along each axis."""
-  kernel = shifts.params["dimension_numbers"][1]
-  return tuple(shifts.kernel.shape[axis] for axis in kernel[2:])
+def of_channels(known: Known) -> Known:
+  """With what is made of windows as functions of single entries, which channels cannot tell."""
+  return Known(known.nodes, [_of_channels(x) for x in known.facts])
+
+
+def _of_channels(facts: Facts) -> Facts:
+  part = facts.depends.part
+  if not isinstance(part, LipschitzPart) or part.on_images is None:
+    return facts
+  slope = part.constants[0] if part.constants[0] == 1 else np.float64(part.constants[0] * 1.001)
+  scalar = ScalarPart(-slope, slope, part.on_images)
+  return facts._replace(depends=facts.depends._replace(part=scalar))

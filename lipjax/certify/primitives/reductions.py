@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Windows
 from lipjax.certify.graph import Node
 from lipjax.certify.linear import moved, window_sum_norm
 from lipjax.certify.primitives import ranges
@@ -120,8 +120,17 @@ def reduce_window_sum(node: Node, x: Operand) -> Depends:
   p = node.params
   norm = lambda: window_sum_norm(p["window_dimensions"], p["window_strides"], p["window_dilation"])
   terms = math.prod(p["window_dimensions"])
-  part = LinearPart(node.bind, (norm,), roundings=terms, magnitude=node.bind)
+  windows = _windows(node)
+  part = LinearPart(node.bind, (norm,), roundings=terms, magnitude=node.bind, on_images=windows)
   return Depends(part, (x.place,))
+
+
+def _windows(node: Node) -> Windows | None:
+  p = node.params
+  if any(d != 1 for d in p["base_dilation"]):
+    return None
+  names = "window_dimensions", "window_strides", "padding", "window_dilation"
+  return Windows(*(tuple(p[name]) for name in names))
 
 
 @record(
@@ -136,7 +145,7 @@ def reduce_window_max(node: Node, x: Operand) -> Depends:
   p = node.params
   windows = zip(p["window_dimensions"], p["window_strides"], p["window_dilation"], strict=True)
   reads = math.prod(math.ceil(k / s) if d == 1 else k for k, s, d in windows)
-  return Depends(LipschitzPart((math.sqrt(reads),)), (x.place,))
+  return Depends(LipschitzPart((math.sqrt(reads),), on_images=_windows(node)), (x.place,))
 
 
 def _reads(node: Node) -> int:

@@ -41,7 +41,8 @@ def scalar(node: Node, x: Operand) -> Depends:
     ends = outward(Interval(np.asarray(found.lower), np.asarray(found.upper)), node.wide)
     return Depends(ScalarPart(*ends), (x.place,))
   ends = graph_cells(function).between(*within)
-  return Depends(ScalarPart(*(jnp.broadcast_to(end, x.shape) for end in ends)), (x.place,))
+  lower, upper = (jnp.broadcast_to(end, x.shape) for end in ends)
+  return Depends(ScalarPart(lower, upper), (x.place,))
 
 
 def range_anywhere(node: Node, x: Operand) -> Range | None:

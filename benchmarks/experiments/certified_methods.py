@@ -1,0 +1,122 @@
+"""Ways to train a classifier that is to be certified, each with one strength to choose."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lipjax
+from lipjax.commands.demo_data import Split
+
+WIDTH, CLASSES = 128, 10
+
+
+class Method(NamedTuple):
+  """How to train.
+
+  Attributes:
+    strengths: of which one is chosen on validation images.
+    init: from parameters to what is kept from step to step.
+    loss: of parameters, what is kept, a batch and a strength; and what is kept next.
+    weights: those that the trained network is applied with.
+  """
+
+  strengths: tuple[float, ...]
+  init: Callable[[Any], Any]
+  loss: Callable[..., tuple[jax.Array, Any]]
+  weights: Callable[[Any, Any, Any], Any] = lambda params, kept, strength: params
+
+
+def init_params(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Array]]:
+  """Kernels of variance 2/inputs, and biases of zero."""
+  sizes = list(itertools.pairwise((n_pixels, WIDTH, WIDTH, CLASSES)))
+  keys = jax.random.split(key, len(sizes))
+  draw = lambda k, size: jax.random.normal(k, size) * (2 / size[0]) ** 0.5
+  return [(draw(k, size), jnp.zeros(size[1])) for k, size in zip(keys, sizes, strict=True)]
+
+
+def logits(params: Any, x: jax.Array) -> jax.Array:
+  """A perceptron of two hidden layers of ReLU, of flat images with pixels in [0, 1]."""
+  x = x - 0.5
+  for w, b in params[:-1]:
+    x = jax.nn.relu(x @ w + b)
+  return x @ params[-1][0] + params[-1][1]
+
+
+def methods(n_pixels: int) -> dict[str, Method]:
+  """By name."""
+  example, cross_entropy = jnp.zeros(n_pixels), optax.softmax_cross_entropy_with_integer_labels
+  by_norms = lipjax.margin_upper_bounds(logits, argnums=1, effort="fast")
+  carried = lipjax.carried_margin_upper_bounds(logits, argnums=1)
+
+  def plain(params, kept, batch, strength):
+    del strength
+    return cross_entropy(logits(params, batch.images), batch.labels).mean(), kept
+
+  def capped(params, vectors, batch, cap):
+    vectors = lipjax.update_singular_vectors(kernels(params), vectors)
+    return plain(at_most(params, vectors, cap), None, batch, None)[0], vectors
+
+  def of_radii(params, bounds, batch, temperature):
+    scores = logits(params, batch.images)
+    own = jnp.take_along_axis(scores, batch.labels[:, None], axis=1)
+    radii = (own - scores) / (bounds + jnp.eye(CLASSES))[batch.labels]
+    return cross_entropy(-temperature * radii, batch.labels).mean()
+
+  def through_norms(params, kept, batch, temperature):
+    return of_radii(params, by_norms(params, example), batch, temperature), kept
+
+  def through_ellipsoids(params, kept, batch, temperature):
+    bounds, kept = carried.update(kept, params, example)
+    return of_radii(params, bounds, batch, temperature), kept
+
+  nothing, temperatures = (lambda params: None), (3.0, 6.0, 12.0, 24.0)
+  start = lambda params: lipjax.init_singular_vectors(kernels(params))
+  return {
+    "plain": Method((0.0,), nothing, plain),
+    "every norm capped": Method((1.0, 1.4, 2.0, 2.8), start, capped, at_most),
+    "through norms": Method(temperatures, nothing, through_norms),
+    "through ellipsoids": Method(
+      temperatures, lambda params: carried.init(params, example), through_ellipsoids
+    ),
+  }
+
+
+def kernels(params: Any) -> dict[str, dict[str, jax.Array]]:
+  """Without biases, as Flax names them."""
+  return {f"dense_{i}": {"kernel": w} for i, (w, _) in enumerate(params)}
+
+
+def at_most(params: Any, vectors: Any, cap: Any) -> Any:
+  """With the norms of kernels capped."""
+  found = lipjax.spectral_normalize(kernels(params), vectors, mode="cap", target=cap)
+  return [(found[f"dense_{i}"]["kernel"], b) for i, (_, b) in enumerate(params)]
+
+
+def survives(params: Any, data: Split, radius: jax.Array | float) -> jax.Array:
+  """For each image whether no step of an l2 attack on the margin has changed the class."""
+
+  def margin(x):
+    scores = logits(params, x)
+    own = jnp.take_along_axis(scores, data.labels[:, None], 1)[:, 0]
+    others = jnp.where(jax.nn.one_hot(data.labels, CLASSES) > 0, -jnp.inf, scores)
+    return own - others.max(axis=1)
+
+  def step(carry, _):
+    x, right = carry
+    slope = jax.grad(lambda x: margin(x).sum())(x)
+    away = x - 0.2 * radius * slope / _length(slope) - data.images
+    x = data.images + away * jnp.minimum(1, radius / _length(away))
+    return (x, right & (margin(x) > 0)), None
+
+  start = data.images, margin(data.images) > 0
+  return jax.lax.scan(step, start, length=30)[0][1]
+
+
+def _length(x: jax.Array) -> jax.Array:
+  return jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)

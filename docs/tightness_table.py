@@ -1,0 +1,49 @@
+"""The table of the page `ellipsoid`, from what ``python -m benchmarks.speed certify`` measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "certify.json"
+HEAD = "network", "slope found", "norms", "default", "tight", "LipSDP-Neuron", "others"
+
+
+def table(path: Path = RESULTS) -> str:
+  """A row for each network, and for each ball of it: the slope found, and upper bounds."""
+  rows = json.loads(path.read_text())["results"]["rows"]
+  lines = [HEAD, ("---",) * len(HEAD)]
+  for name, row in rows.items():
+    lines += [*_everywhere(name, row), *_on_balls(name, row)]
+  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _everywhere(name: str, row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+  if "upper" not in row:  # not Lipschitz on all inputs
+    return
+  bounds = (row[key]["upper"] for key in ("upper_fast", "upper", "upper_tight"))
+  yield _cells(name, row["values"]["lower"], bounds, row.get("peers", {}), None)
+
+
+def _on_balls(name: str, row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+  lirpa = row.get("auto_LiRPA", {}).get("on_balls", {})
+  for radius, found in row.get("on_balls", {}).items():
+    by_norms = min(x for key, x in found["default"]["engines"].items() if key != "ellipsoid")
+    bounds = by_norms, found["default"]["upper"], found["tight"]["upper"]
+    peers = row.get("peers_on_balls", {}).get(radius, {})
+    yield _cells(f"{name}, radius {radius}", found["lower"], bounds, peers, lirpa.get(radius))
+
+
+def _cells(name, lower, bounds, peers, lirpa) -> tuple[str, ...]:
+  solved = [x["bound"] for key, x in peers.items() if "LipSDP" in key and "bound" in x]
+  tried = any(key.startswith("LipSDP-Neuron") for key in peers)
+  others = [f"ECLipsE-Fast {_text(peers['ECLipsE-Fast']['bound'])}"] * ("ECLipsE-Fast" in peers)
+  others += [] if lirpa is None else [f"auto_LiRPA {_text(lirpa['bound'])}"]
+  sdp = _text(min(solved)) if solved else "too large" * tried
+  return name, _text(lower), *map(_text, bounds), sdp, ", ".join(others)
+
+
+def _text(value: float) -> str:
+  return f"{value:.4g}"
