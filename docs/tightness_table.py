@@ -31,7 +31,7 @@ def _on_balls(name: str, row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
   lirpa = row.get("auto_LiRPA", {}).get("on_balls", {})
   for radius, found in row.get("on_balls", {}).items():
     by_norms = min(x for key, x in found["default"]["engines"].items() if key != "ellipsoid")
-    bounds = by_norms, found["default"]["upper"], found["tight"]["upper"]
+    bounds = by_norms, *(found.get(effort, {}).get("upper") for effort in ("default", "tight"))
     peers = row.get("peers_on_balls", {}).get(radius, {})
     yield _cells(f"{name}, radius {radius}", found["lower"], bounds, peers, lirpa.get(radius))
 
@@ -45,5 +45,5 @@ def _cells(name, lower, bounds, peers, lirpa) -> tuple[str, ...]:
   return name, _text(lower), *map(_text, bounds), sdp, ", ".join(others)
 
 
-def _text(value: float) -> str:
-  return f"{value:.4g}"
+def _text(value: float | None) -> str:
+  return "" if value is None else f"{value:.4g}"

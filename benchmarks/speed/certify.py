@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.speed import certify_networks
 from benchmarks.speed.certify_digits import DIGITS
 from benchmarks.speed.certify_networks import LIPSDP, PUBLISHED
-from benchmarks.speed.certify_tasks import BATCH, EFFORTS, TASKS, auto_lirpa
+from benchmarks.speed.certify_tasks import BATCH, TASKS, auto_lirpa
 
 NETWORKS = certify_networks.NETWORKS | DIGITS
 #: Above this many running processes a core, times say little.
@@ -152,14 +152,15 @@ def _peers(rows: Mapping[str, Any]) -> Table:
 
 def _on_balls(rows: Mapping[str, Any]) -> Table:
   table = Table(title="on balls around an example: bounds, and how many times the slope found")
-  for column in ("", "radius", "lower", *EFFORTS, "peers"):
+  for column in ("", "radius", "lower", "default", "tight", "peers"):
     table.add_column(column)
   for name, row in rows.items():
     lirpa = row.get("auto_LiRPA", {}).get("on_balls", {})
     for radius, found in _found(row.get("on_balls", {})):
       peers = dict(_found(row.get("peers_on_balls", {}).get(radius, {})))
       peers |= {"auto_LiRPA": lirpa[radius]} if radius in lirpa else {}
-      of_efforts = ("\n".join(_bound_and_times(found[effort])) for effort in EFFORTS)
+      of = lambda effort, found=found: "\n".join(_bound_and_times(found.get(effort, {})))
+      of_efforts = map(of, ("default", "tight"))
       of_peers = (f"{peer} {_bound_or_why(x, found['lower'])}" for peer, x in peers.items())
       table.add_row(name, radius, _text(found["lower"]), *of_efforts, "\n".join(of_peers))
   return table

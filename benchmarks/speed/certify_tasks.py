@@ -28,8 +28,6 @@ BATCH = 128
 #: Calls after the first are timed for so long, at least so many of them, but for long ones, and at
 #: most so many.
 SECONDS, FEWEST, MOST, LONG = 2.0, 3, 50, 30.0
-#: On balls.
-EFFORTS: tuple[Effort, ...] = ("default", "tight")
 
 
 def forward(network: Network, n: int = 1) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def on_balls(network: Network) -> dict[str, Any]:
 def _on_ball(network: Network, radius: float) -> dict[str, Any]:
   row: dict[str, Any] = dict(_lower(network, radius))
   args = network.params, network.x
-  for effort in EFFORTS:
+  for effort in network.efforts:
     found, times = _timed(jax.jit(_bounds_on_ball(network, radius, effort)), *args)
     engines = {name: float(value) for name, value in found.items()}
     best = min(engines.values())

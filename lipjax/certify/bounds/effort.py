@@ -11,8 +11,8 @@ VALUES_UP_TO = 2048
 #: Operations by default: about a second of a laptop's. Without a step there are multipliers to
 #: start from, which are worth some more.
 OPERATIONS, WITHOUT_STEP = 5e10, 2e11
-#: With ``effort="tight"``, of images, whose frequencies are many: for steps, and without one.
-OF_IMAGES, OF_IMAGES_WITHOUT_STEP = 1e14, 5e12
+#: With ``effort="tight"``: for steps; and of images, whose frequencies are many, without one.
+TIGHT, OF_IMAGES_WITHOUT_STEP = 2e13, 5e12
 #: Numbers of a layer's matrix, for all frequencies.
 NUMBERS_UP_TO = 2**26
 #: Of a step of gradient descent, in cubes of a layer's width.
@@ -37,9 +37,8 @@ def is_worth(effort: Effort, widths: Sequence[tuple[int, int]]) -> bool:
 
 def steps_for(effort: Effort, widths: Sequence[tuple[int, int]]) -> int:
   """Steps of gradient descent on an ellipsoid."""
-  if effort != "tight":
-    return min(int(OPERATIONS / _cost(widths)), 20)
-  return min(int(OF_IMAGES / _cost(widths)), 300) if _are_images(widths) else 300
+  operations, most = (TIGHT, 300) if effort == "tight" else (OPERATIONS, 20)
+  return min(int(operations / _cost(widths)), most)
 
 
 def _are_images(widths: Sequence[tuple[int, int]]) -> bool:
