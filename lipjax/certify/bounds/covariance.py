@@ -46,8 +46,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
+from lipjax.certify.bounds.factor import factor_and_solve
 from lipjax.certify.bounds.layers import Layer
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import times_above, tiny
@@ -106,15 +106,15 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   unit, n = unit_roundoff(a.dtype), len(a)
   rest, right = jnp.eye(n, dtype=a.dtype) - scaled(a, d), a * d
   if not is_certified:
-    v = solve_triangular(jnp.linalg.cholesky(rest), right.T, lower=True)
+    _, v = factor_and_solve(rest, right.T)
     return a + dot(v.T, v)
   small, shift = underflow(8, a.shape, a.dtype), _shift(n, a.dtype)
   shifted = rest - shift * jnp.eye(n, dtype=a.dtype)
-  factor = jnp.linalg.cholesky(shifted)
+  factor, v = factor_and_solve(shifted, right.T)
   off = _norm(product(factor, factor.T) - shifted)
   rounding = 8 * unit * (1 + _norm(rest)) + product_lost(factor, factor.T)
   left = shift * (1 - 4 * unit) - up(off + rounding + small)
-  v = solve_triangular(factor, right.T, lower=True).T
+  v = v.T
   off = _norm(product(v, factor.T) - right)
   off = up(off + 8 * unit * _norm(right) + product_lost(v, factor.T) + small)
   lost = up(off / left * off) + product_lost(v, v.T)
