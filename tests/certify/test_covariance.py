@@ -11,7 +11,6 @@ from reference import FLOAT, X64, normal, top_sigma
 import lipjax
 from lipjax.certify.bounds import covariance
 from lipjax.certify.bounds.ellipsoid import largest_eigenvalue
-from lipjax.certify.bounds.factor import factor_and_solve
 from lipjax.certify.bounds.layers import RawLayer, prepared
 from lipjax.certify.lipschitz import bounds_by_engine
 
@@ -94,20 +93,3 @@ def test_slopes_beyond_the_weights_dtype(slope):
   found = bounds_by_engine(fn, 0, (jnp.zeros(6, jnp.float32),))
   assert set(found) == {"product", "ellipsoid"}
   assert all(0 < bound < 1e-25 for bound in found.values()), found
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices factor batches")
-def test_factors_one_after_the_other():
-  """Batched calls of LAPACK in one program may wait for each other for ever (jaxlib 0.10)."""
-  x = normal(0, (3, 5, 5), FLOAT)
-  gram = x @ jnp.swapaxes(x, 1, 2) + jnp.eye(5, dtype=FLOAT)
-  factor, solution = jax.vmap(factor_and_solve)(gram, x)
-  np.testing.assert_allclose(factor @ jnp.swapaxes(factor, 1, 2), gram, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(factor @ solution, x, rtol=1e-4, atol=1e-5)
-  programs = [jax.make_jaxpr(jax.vmap(factor_and_solve))(gram, x).jaxpr]
-  ranks = set()
-  while programs:
-    for eqn in programs.pop().eqns:
-      ranks |= {len(eqn.invars[0].aval.shape)} if eqn.primitive.name == "cholesky" else set()
-      programs += [p.jaxpr for p in eqn.params.values() if hasattr(p, "jaxpr")]
-  assert ranks == {2}

@@ -12,9 +12,11 @@ from reference import FLOAT, jacobian, normal, top_sigma
 
 import lipjax
 from lipjax.certify.bounds import graph_layers
+from lipjax.certify.bounds.ellipsoid import ellipsoid, first_multipliers
 from lipjax.certify.bounds.layers import RawLayer, prepared
 from lipjax.certify.bounds.torus import Torus, aliases, spectra, symbols
-from lipjax.certify.lipschitz import bounds_by_engine
+from lipjax.certify.compiled import on_arrays
+from lipjax.certify.lipschitz import bounds_by_engine, engines
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -135,7 +137,7 @@ def in_one_dimension(x):
 
 FUNCTIONS = [
   plain, strided, valid, dilated, grouped, residual, preactivated, normalized, with_dense_layers,
-  channels_first, pieces, pooled, averaged, valid_twice,
+  channels_first, pieces, averaged, valid_twice,
 ]  # fmt: skip
 MORE = [of_one_example, in_one_dimension]
 X = normal(6, (1, 8, 8, 2))
@@ -166,6 +168,14 @@ def test_no_better_than_dense(fn, monkeypatch):
   tied = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
   jax.clear_caches()
   assert 0.97 * dense <= tied <= 2.5 * dense
+
+
+def test_pools_by_the_maximum(only_images):
+  found = bounds_by_engine(pooled, 0, (X,))
+  assert "ellipsoid" in found
+  assert max(steepest(pooled, X), float(lipjax.lipschitz_lower_bound(pooled)(X))) <= min(
+    found.values()
+  )
 
 
 def test_images_that_are_left_alone(only_images):
@@ -207,6 +217,25 @@ def test_pairs_derivatives_and_jit(only_images):
   value, slopes = jax.jit(jax.value_and_grad(bound))(params)
   for w, slope in zip(params, slopes, strict=True):
     np.testing.assert_allclose(jnp.vdot(w, slope), value, rtol=0.05)
+
+
+def test_no_factor_is_found_again_for_derivatives(only_images):
+  """It would run beside the first, and batches of both can wait for each other for ever."""
+  layers = prepared(layers_of(residual))
+  objective = lambda m: jnp.trace(ellipsoid(layers, m, is_certified=False))
+  first = first_multipliers(layers)
+  programs, count = [jax.make_jaxpr(jax.grad(objective))(first).jaxpr], 0
+  while programs:
+    for eqn in programs.pop().eqns:
+      count += eqn.primitive.name == "cholesky"
+      inner = [getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(eqn.params.values()))]
+      programs += [p for p in inner if hasattr(p, "eqns")]
+  assert count == len(layers) - 1
+
+
+def layers_of(fn):
+  found = on_arrays(engines("default"), fn, 0, (X,), None, None)
+  return found[1]["ellipsoid"].layers
 
 
 def test_real_and_imaginary_parts_are_in_one_unit():

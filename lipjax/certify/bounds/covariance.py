@@ -46,12 +46,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.scipy.linalg import solve_triangular
 
-from lipjax.certify.bounds.factor import factor_and_solve
 from lipjax.certify.bounds.layers import Layer
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import times_above, tiny
 from lipjax.rounding.products import product, product_lost, underflow
+
+#: What is kept of a step where not everything is.
+RAISED = "raised"
 
 
 def start(layer: Layer, *, is_certified: bool) -> jax.Array:
@@ -106,15 +110,15 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   unit, n = unit_roundoff(a.dtype), len(a)
   rest, right = jnp.eye(n, dtype=a.dtype) - scaled(a, d), a * d
   if not is_certified:
-    _, v = factor_and_solve(rest, right.T)
+    v = solve_triangular(jnp.linalg.cholesky(rest), right.T, lower=True)
     return a + dot(v.T, v)
   small, shift = underflow(8, a.shape, a.dtype), _shift(n, a.dtype)
   shifted = rest - shift * jnp.eye(n, dtype=a.dtype)
-  factor, v = factor_and_solve(shifted, right.T)
+  factor = jnp.linalg.cholesky(shifted)
   off = _norm(product(factor, factor.T) - shifted)
   rounding = 8 * unit * (1 + _norm(rest)) + product_lost(factor, factor.T)
   left = shift * (1 - 4 * unit) - up(off + rounding + small)
-  v = v.T
+  v = solve_triangular(factor, right.T, lower=True).T
   off = _norm(product(v, factor.T) - right)
   off = up(off + 8 * unit * _norm(right) + product_lost(v, factor.T) + small)
   lost = up(off / left * off) + product_lost(v, v.T)
@@ -125,7 +129,9 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
 def _(is_certified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   r"""Of :math:`X = (A^{-1} - D^2)^{-1}`: :math:`(I + XD^2)\,dA\,(I + D^2X) + X\,dD^2\,X`."""
   (a, d), (da, dd) = primals, tangents
-  x = _raised(is_certified, a, d)
+  # Kept for derivatives: by itself a second factorization would run beside the first, and two
+  # batches of them in one program can wait for each other for ever (jaxlib 0.10, on two cores).
+  x = checkpoint_name(_raised(is_certified, a, d), RAISED)
   z = jnp.eye(len(a), dtype=a.dtype) + x * jnp.square(d)
   return x, dot(dot(z, da), z.T) + dot(x * (2 * d * dd), x)
 

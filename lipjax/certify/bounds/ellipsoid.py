@@ -75,7 +75,8 @@ def ellipsoid(
 
   if layers[0].flips is not None:
     # Of all frequencies of images not everything is kept for derivatives.
-    step = jax.checkpoint(step)  # pyright: ignore[reportPrivateImportUsage]
+    policy = jax.checkpoint_policies.save_only_these_names(covariance.RAISED)
+    step = jax.checkpoint(step, policy=policy)  # pyright: ignore[reportPrivateImportUsage]
   start = steps.start(layers[0], is_certified=is_certified)
   inputs = list(zip(multipliers, _functions(layers[:-1]), layers[1:], strict=True))
   return over_layers(step, start, inputs)[0]
@@ -115,7 +116,7 @@ def improved(
   """Multipliers that make the objective of the last A small, from the first on. No derivative."""
   layers = lax.stop_gradient(list(layers))
   first = first_multipliers(layers) if first is None else first
-  if n_steps == 0:
+  if n_steps <= 1:  # One would only see what the first ones are worth.
     return first
   adam = optax.adam(optax.cosine_decay_schedule(RATE, n_steps), *MOMENTS)
   # One array, for which less is compiled.
@@ -202,8 +203,10 @@ def largest_eigenvalue(b: jax.Array) -> jax.Array:
 
 def _functions(layers: Sequence[Layer]) -> list[Layer]:
   """Layers without matrices: the same shapes also for the first one."""
-  nothing = dict.fromkeys(("matrix", "lost", "blocks", "flips"))
-  return [layer._replace(**nothing) for layer in layers]
+  nothing = dict.fromkeys(("matrix", "lost", "flips"))
+  # Of the blocks it counts how many there are: after a pool there are fewer.
+  blocks = [None if layer.blocks is None else layer.blocks[:1] for layer in layers]
+  return [x._replace(**nothing, blocks=y) for x, y in zip(layers, blocks, strict=True)]
 
 
 def _on_average(squares: jax.Array) -> jax.Array:

@@ -130,10 +130,13 @@ def spectra(rows: jax.Array, torus: Torus) -> tuple[jax.Array, jax.Array]:
   table = jnp.asarray(waves.reshape((len(places), -1)), rows.dtype)
   flat = rows.reshape((-1, len(places)))
   found = product(flat, table).reshape((*rows.shape[:2], -1, 2))
+  # Of one frequency: two columns of the table, in which the squares of a row are `roots` squared.
   off = 4 * unit_roundoff(rows.dtype) + ANGLES
-  lost = up(off * matrix_norm_above(flat) * math.sqrt(2 * table.size / math.prod(torus.sizes)), 8)
-  # Of a frequency these are two columns: in whatever shape their norm is at most √2 times that.
-  lost = up(lost + math.sqrt(2) * product_lost(flat, table), 2)
+  lost = up(off * matrix_norm_above(flat) * math.sqrt(len(places)) * float(roots.max()), 8)
+  columns = jnp.moveaxis(table.reshape((len(places), -1, 2)), 1, 0)
+  rounding = jnp.max(jax.vmap(functools.partial(product_lost, flat))(columns))
+  # In another shape, as it is used, their norm is at most √2 times that of two columns.
+  lost = up(math.sqrt(2) * (lost + rounding), 3)
   shape = (len(torus.counts), rows.shape[0], 2 * rows.shape[1])
   return jnp.transpose(found, (2, 0, 3, 1)).reshape(shape), lost
 
