@@ -22,7 +22,7 @@ from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, up
 #: Distances at which a slope is tried, from far apart to the root of eps.
 N_DISTANCES = 24
 #: Of starts, where the caller does not say: what they hold at once is so many numbers.
-AT_ONCE, FEWEST_STARTS, MOST_STARTS = 2**20, 16, 1024
+AT_ONCE, FEWEST_STARTS, MOST_STARTS = 2**16, 16, 1024
 
 
 def lipschitz_lower_bound(
