@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ def _on_balls(name: str, row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield _cells(f"{name}, radius {radius}", found["lower"], bounds, peers, lirpa.get(radius))
 
 
-def _cells(name, lower, bounds, peers, lirpa) -> tuple[str, ...]:
+def _cells(
+  name: str, lower: float, bounds: Iterable[float | None], peers: dict[str, Any], lirpa: Any
+) -> tuple[str, ...]:
   solved = [x["bound"] for key, x in peers.items() if "LipSDP" in key and "bound" in x]
   tried = any(key.startswith("LipSDP-Neuron") for key in peers)
-  others = [f"ECLipsE-Fast {_text(peers['ECLipsE-Fast']['bound'])}"] * ("ECLipsE-Fast" in peers)
-  others += [] if lirpa is None else [f"auto_LiRPA {_text(lirpa['bound'])}"]
+  beside = {"ECLipsE-Fast": peers.get("ECLipsE-Fast"), "auto_LiRPA": lirpa}
+  others = [f"{peer} {_text(found['bound'])}" for peer, found in beside.items() if found]
   sdp = _text(min(solved)) if solved else "too large" * tried
   return name, _text(lower), *map(_text, bounds), sdp, ", ".join(others)
 
