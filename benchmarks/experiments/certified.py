@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +15,9 @@ import optax
 
 import lipjax
 from benchmarks.experiments import options, report, supervised_data
-from benchmarks.experiments.certified_methods import (
-  WIDTH,
-  Method,
-  init_params,
-  logits,
-  methods,
-  survives,
-)
+from benchmarks.experiments.certified_methods import WIDTH, Method, init_params, logits, methods
 from benchmarks.experiments.supervised_data import Data
+from benchmarks.experiments.supervised_network import ATTACK_STEPS, survives
 from lipjax.commands.demo_data import Split
 from lipjax.commands.demo_statistics import estimate
 
@@ -56,25 +48,19 @@ class Result(NamedTuple):
 
 #: Each of them compiled once.
 _pairs = jax.jit(lipjax.margin_upper_bounds(logits, argnums=1, effort="tight"))
-_survives = jax.jit(survives)
+_survives = jax.jit(
+  lambda params, data, radius: survives(functools.partial(logits, params), data, radius)
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_common(parser, full=FULL, quick=QUICK)
-  parser.add_argument(
-    "--cifar",
-    type=Path,
-    metavar="FOLDER",
-    help="CIFAR-10 in its official binary layout (default: scikit-learn's digits)",
-  )
+  supervised_data.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   """Trains, chooses strengths, certifies, attacks, prints and writes."""
-  try:
-    data = supervised_data.load(args.cifar, 100 if args.quick else None)
-  except (ValueError, ImportError) as error:
-    sys.exit(str(error))
+  data = supervised_data.asked_for(args)
   seeds, steps = options.budget(args, full=FULL, quick=QUICK)
   results = {}
   with report.progress() as bar:
@@ -171,7 +157,7 @@ def _notes(results: dict[str, Result], data: Data, seeds: int, steps: int) -> li
     f"Strengths chosen by certified accuracy at {RADII[data.name][1]:.3g} on"
     f" {len(data.validation.labels)} validation images, first seed ({'; '.join(chosen)}).",
     "Certified: pairs of classes, one ellipsoid each, effort='tight', for all inputs at once."
-    " Attacked: 30 steps of projected gradient ascent on the margin, without limits to pixels.",
+    f" Attacked: {ATTACK_STEPS} steps of PGD in the ball, pixels in [0, 1], from the image itself.",
     "'through norms' and 'through ellipsoids': cross entropy of radii, margin over bound, times a"
     " strength, the bound by products of norms and LipLT, or by multipliers carried on.",
   ]

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 import lipjax
-from lipjax.commands.demo_data import Split
 
 WIDTH, CLASSES = 128, 10
 
@@ -96,27 +95,3 @@ def at_most(params: Any, vectors: Any, cap: Any) -> Any:
   """With the norms of kernels capped."""
   found = lipjax.spectral_normalize(kernels(params), vectors, mode="cap", target=cap)
   return [(found[f"dense_{i}"]["kernel"], b) for i, (_, b) in enumerate(params)]
-
-
-def survives(params: Any, data: Split, radius: jax.Array | float) -> jax.Array:
-  """For each image whether no step of an l2 attack on the margin has changed the class."""
-
-  def margin(x):
-    scores = logits(params, x)
-    own = jnp.take_along_axis(scores, data.labels[:, None], 1)[:, 0]
-    others = jnp.where(jax.nn.one_hot(data.labels, CLASSES) > 0, -jnp.inf, scores)
-    return own - others.max(axis=1)
-
-  def step(carry, _):
-    x, right = carry
-    slope = jax.grad(lambda x: margin(x).sum())(x)
-    away = x - 0.2 * radius * slope / _length(slope) - data.images
-    x = data.images + away * jnp.minimum(1, radius / _length(away))
-    return (x, right & (margin(x) > 0)), None
-
-  start = data.images, margin(data.images) > 0
-  return jax.lax.scan(step, start, length=30)[0][1]
-
-
-def _length(x: jax.Array) -> jax.Array:
-  return jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)

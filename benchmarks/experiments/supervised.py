@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,20 +22,12 @@ CAPS = (1.0, 1.4, 2.0, 2.8)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_common(parser, full=FULL, quick=QUICK)
-  parser.add_argument(
-    "--cifar",
-    type=Path,
-    metavar="FOLDER",
-    help="CIFAR-10 in its official binary layout (default: scikit-learn's digits)",
-  )
+  supervised_data.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
   """Trains, chooses the cap, measures, times, prints and writes."""
-  try:
-    data = supervised_data.load(args.cifar, 100 if args.quick else None)
-  except (ValueError, ImportError) as error:
-    sys.exit(str(error))
+  data = supervised_data.asked_for(args)
   seeds, steps = options.budget(args, full=FULL, quick=QUICK)
   caps = CAPS[:2] if args.quick else CAPS
   plain, capped = _results(data, caps, seeds, steps)

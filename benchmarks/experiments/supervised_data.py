@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,24 @@ class Data(NamedTuple):
   test: Split
   radii: tuple[float, ...]
   radius: float
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds ``--cifar``."""
+  parser.add_argument(
+    "--cifar",
+    type=Path,
+    metavar="FOLDER",
+    help="CIFAR-10 in its official binary layout (default: scikit-learn's digits)",
+  )
+
+
+def asked_for(args: argparse.Namespace) -> Data:
+  """What the options ask for; says why and ends where it is not there."""
+  try:
+    return load(args.cifar, 100 if args.quick else None)
+  except (ValueError, ImportError) as error:
+    sys.exit(str(error))
 
 
 def load(cifar_path: Path | None, n_evaluated: int | None = None) -> Data:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,8 +47,7 @@ def logits(weights: Any, images: jax.Array) -> jax.Array:
 
 def loss(weights: Any, batch: Split) -> jax.Array:
   """Mean cross entropy."""
-  scores = logits(weights, batch.images)
-  return optax.softmax_cross_entropy_with_integer_labels(scores, batch.labels).mean()
+  return _cross_entropy(logits(weights, batch.images), batch.labels)
 
 
 def accuracy(weights: Any, data: Split, radius: jax.Array | float) -> jax.Array:
@@ -57,20 +58,30 @@ def accuracy(weights: Any, data: Split, radius: jax.Array | float) -> jax.Array:
 
   Guarantee: an upper bound of the accuracy under the worst perturbation.
   """
+  return jnp.mean(survives(functools.partial(logits, weights), data, radius))
+
+
+def survives(
+  scores: Callable[[jax.Array], jax.Array], data: Split, radius: jax.Array | float
+) -> jax.Array:
+  """For each image whether no step of the attack of `accuracy` changes its class."""
 
   def step(carry, _):
     images, survived = carry
-    gradient = jax.grad(lambda x: loss(weights, Split(x, data.labels)))(images)
+    gradient = jax.grad(lambda x: _cross_entropy(scores(x), data.labels))(images)
     moved = images + 2.5 * radius / ATTACK_STEPS * gradient / _length(gradient)
     shift = moved - data.images
     shift *= jnp.minimum(1, radius / _length(shift))
     images = jnp.clip(data.images + shift, 0, 1)
     return (images, survived & is_correct(images)), None
 
-  is_correct = lambda images: jnp.argmax(logits(weights, images), axis=-1) == data.labels
+  is_correct = lambda images: jnp.argmax(scores(images), axis=-1) == data.labels
   carry = (data.images, is_correct(data.images))
-  (_, survived), _ = jax.lax.scan(step, carry, length=ATTACK_STEPS)
-  return jnp.mean(survived)
+  return jax.lax.scan(step, carry, length=ATTACK_STEPS)[0][1]
+
+
+def _cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+  return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
 def _length(x):

@@ -11,8 +11,8 @@ VALUES_UP_TO = 2048
 #: Operations by default: about a second of a laptop's. Without a step there are multipliers to
 #: start from, which are worth some more.
 OPERATIONS, WITHOUT_STEP = 5e10, 2e11
-#: With ``effort="tight"``: for steps; and of images, whose frequencies are many, without one.
-TIGHT, OF_IMAGES_WITHOUT_STEP = 2e13, 5e12
+#: With ``effort="tight"``, for steps. Images that would take more than the second have none.
+TIGHT, TIGHT_ON_IMAGES = 2e13, 5e12
 #: Numbers of a layer's matrix, for all frequencies.
 NUMBERS_UP_TO = 2**26
 #: Of a step of gradient descent, in cubes of a layer's width.
@@ -31,7 +31,7 @@ def is_worth(effort: Effort, widths: Sequence[tuple[int, int]]) -> bool:
   is_small = all(n <= VALUES_UP_TO and count * n**2 <= NUMBERS_UP_TO for count, n in widths)
   if effort == "tight" and not _are_images(widths):
     return is_small
-  most = {"fast": 0.0, "default": WITHOUT_STEP, "tight": OF_IMAGES_WITHOUT_STEP}[effort]
+  most = {"fast": 0.0, "default": WITHOUT_STEP, "tight": TIGHT_ON_IMAGES}[effort]
   return is_small and _cost(widths) <= most
 
 

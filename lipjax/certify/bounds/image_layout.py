@@ -28,6 +28,7 @@ def image_widths(images: Images, stacks: Sequence[Sequence[Slot]]) -> list[tuple
     is_image = torus is not None
     readers = [images.known.part(slot.reader) for slot in stack if slot.reader is not None]
     is_joint = any(isinstance(part, LipschitzPart) for part in readers)
+    # After pools there are fewer frequencies; then there are nothing but pools.
     after = {images.torus.get(slot.after) for slot in stack if slot.after is not None}
     if others or (is_image and (not was_image or is_joint or len(after) > 1)):
       return None

@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
 
 def start_way(images: Images, target: int) -> Way:
-  """From an image to itimages."""
+  """From an image to itself."""
   frequencies, n = images.torus[target].frequencies, 2 * images.channels(target)
   wide = images.known.nodes[target].wide
   eye = jnp.broadcast_to(jnp.eye(n, dtype=wide), (1, len(frequencies), n, n))

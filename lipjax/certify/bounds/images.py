@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from lipjax.certify.bounds.reach import Axes, Reach, reach_of
 from lipjax.certify.bounds.torus import Torus
@@ -150,15 +149,21 @@ def _fits(images: Images, i: int) -> bool:
   if reach is not None and any(x < 0 for pair in reach.padding for x in pair):
     return False
   if shifts is None:
-    windows = _on_images(known, i)
-    is_across = isinstance(windows, Windows) and any(
-      windows.sizes[axis] > 1 or windows.strides[axis] > 1 or any(windows.padding[axis])
-      for axis in others
-    )
+    is_across = _is_across(_on_images(known, i), channel, others)
     return not is_across and all(images.axes[k] == images.axes[i] for k in parents)
   left = shifts.params["dimension_numbers"][0]
   is_plain = all(d == 1 for d in shifts.params["lhs_dilation"])
   return is_plain and images.axes[parents[0]] == Axes(left[1], tuple(left[2:]))
+
+
+def _is_across(on_images: Any, channel: int, others: Sequence[int]) -> bool:
+  """Whether windows are not of single channels, or what is cut and joined are no channels."""
+  match on_images:
+    case Channels(axis=axis):
+      return axis != channel
+    case Windows(sizes=sizes, strides=strides, padding=padding):
+      return any(sizes[k] > 1 or strides[k] > 1 or any(padding[k]) for k in others)
+  return False
 
 
 def _sizes(images: Images, order: Sequence[int], axis: int) -> dict[int, int] | None:
@@ -245,6 +250,8 @@ def _of_channels(facts: Facts) -> Facts:
   part = facts.depends.part
   if not isinstance(part, LipschitzPart) or part.on_images is None:
     return facts
-  slope = part.constants[0] if part.constants[0] == 1 else np.float64(part.constants[0] * 1.001)
+  (constant,) = part.constants
+  # It is a root that was rounded, and is to be rounded once more.
+  slope = constant if constant == 1 else constant * (1 + 1e-6)
   scalar = ScalarPart(-slope, slope, part.on_images)
   return facts._replace(depends=facts.depends._replace(part=scalar))

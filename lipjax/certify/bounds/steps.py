@@ -38,6 +38,7 @@ def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
     return covariance.before(p, layer._replace(matrix=g), is_certified=is_certified)
 
   def term(k: Any) -> jax.Array:
+    # What pools give has no linear part: P is the same for all frequencies, of either image.
     found = p[layer.blocks[k]]
     found = found if layer.flips is None else conjugated(found, layer.flips[k])
     return jax.vmap(one)(found, layer.matrix[k])

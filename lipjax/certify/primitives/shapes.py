@@ -23,14 +23,14 @@ from lipjax.certify.primitives.record import record
 
 
 @record(
-  "reshape", "rev", "squeeze", "transpose", range=ranges.monotone,
+  "reshape", "rev", "squeeze", "transpose", "unstack", range=ranges.monotone,
   examples=[
     lambda x: lax.reshape(x, (6,), dimensions=(1, 0)), lambda x: lax.rev(x, (1,)),
-    lambda x: x.T, lambda x: x[:1, None].squeeze(0),
+    lambda x: x.T, lambda x: x[:1, None].squeeze(0), lambda x: jnp.unstack(x)[1],
   ],
 )  # fmt: skip
 def isometry(node: Node, x: Operand) -> Depends:
-  """Entries are moved: slope 1."""
+  """Entries are moved, or left out: slope 1."""
   return Depends(moved(node.bind), (x.place,))
 
 
@@ -41,7 +41,8 @@ def cut(node: Node, x: Operand) -> Depends:
   if len(axes) != 1:
     return Depends(moved(node.bind), (x.place,))
   (axis,) = axes
-  start, step = node.params["start_indices"][axis], (node.params["strides"] or {axis: 1})[axis]
+  start, strides = node.params["start_indices"][axis], node.params["strides"]
+  step = 1 if strides is None else strides[axis]
   return Depends(_of_channels(node, x, axis, start, step), (x.place,))
 
 
@@ -149,14 +150,9 @@ def concatenate(node: Node, *operands: Operand) -> Depends:
   return depends._replace(part=part)
 
 
-@record(
-  "split", "unstack", range=ranges.monotone,
-  examples=[lambda x: jnp.split(x, [1], 1)[1], lambda x: jnp.unstack(x)[1]],
-)  # fmt: skip
+@record("split", range=ranges.monotone, examples=[lambda x: jnp.split(x, [1], 1)[1]])
 def split(node: Node, x: Operand) -> Depends:
   """Slope 1 of each piece."""
-  if node.name == "unstack":
-    return Depends(moved(node.bind), (x.place,))
   start = sum(node.params["sizes"][: node.output])
   return Depends(_of_channels(node, x, node.params["axis"], start), (x.place,))
 
