@@ -18,6 +18,7 @@ from benchmarks.experiments import options, report, supervised_data
 from benchmarks.experiments.certified_methods import WIDTH, Method, init_params, logits, methods
 from benchmarks.experiments.supervised_data import Data
 from benchmarks.experiments.supervised_network import ATTACK_STEPS, survives
+from lipjax.certify.bounds.effort import Effort
 from lipjax.commands.demo_data import Split
 from lipjax.commands.demo_statistics import estimate
 
@@ -47,7 +48,8 @@ class Result(NamedTuple):
 
 
 #: Each of them compiled once.
-_pairs = jax.jit(lipjax.margin_upper_bounds(logits, argnums=1, effort="tight"))
+EFFORTS: tuple[Effort, ...] = ("default", "tight")
+_pairs = {e: jax.jit(lipjax.margin_upper_bounds(logits, argnums=1, effort=e)) for e in EFFORTS}
 _survives = jax.jit(
   lambda params, data, radius: survives(functools.partial(logits, params), data, radius)
 )
@@ -62,14 +64,14 @@ def run(args: argparse.Namespace) -> None:
   """Trains, chooses strengths, certifies, attacks, prints and writes."""
   data = supervised_data.asked_for(args)
   seeds, steps = options.budget(args, full=FULL, quick=QUICK)
-  results = {}
+  results, effort = {}, EFFORTS[not args.quick]
   with report.progress() as bar:
     for name, method in methods(data.train.images.shape[1]).items():
       n = len(method.strengths) + seeds - 1
       task = bar.add_task(f"{name}: {n} networks", total=n * steps)
       advance = lambda n, task=task: bar.advance(task, n)
-      results[name] = _result(method, data, seeds, steps, advance)
-  notes = _notes(results, data, seeds, steps)
+      results[name] = _result(method, data, seeds, steps, effort, advance)
+  notes = _notes(results, data, seeds, steps, effort)
   report.show(_table(results, data), [], notes)
   settings = {"data": data.name, "seeds": seeds, "steps": steps, "quick": args.quick}
   contents = {"settings": settings, "radii": RADII[data.name], "notes": notes}
@@ -77,14 +79,16 @@ def run(args: argparse.Namespace) -> None:
   report.write(args.out, "certified", _figure(results, data), contents)
 
 
-def _result(method: Method, data: Data, seeds: int, steps: int, advance: Any) -> Result:
+def _result(
+  method: Method, data: Data, seeds: int, steps: int, effort: Effort, advance: Any
+) -> Result:
   radii, train = RADII[data.name], _trainer(method, data.train, steps, advance)
   found = {strength: train(strength, 0) for strength in method.strengths}
-  of = lambda params: float(_certified(params, data.validation, radii)[len(radii) // 2])
+  of = lambda params: float(_certified(params, data.validation, radii, "default")[len(radii) // 2])
   validation = {strength: of(params) for strength, params in found.items()}
   best = max(validation, key=validation.__getitem__)
   networks = [found[best], *(train(best, seed) for seed in range(1, seeds))]
-  shares = [_measured(params, data.test, radii) for params in networks]
+  shares = [_measured(params, data.test, radii, effort) for params in networks]
   clean, certified, attacked = (np.stack(x, axis=-1) for x in zip(*shares, strict=True))
   return Result(best, validation, clean, certified, attacked)
 
@@ -121,15 +125,17 @@ def _trainer(
   return train
 
 
-def _certified(params: Any, data: Split, radii: tuple[float, ...]) -> np.ndarray:
-  bounds = _pairs(params, jnp.zeros(data.images.shape[1]))
+def _certified(params: Any, data: Split, radii: tuple[float, ...], effort: Effort) -> np.ndarray:
+  bounds = _pairs[effort](params, jnp.zeros(data.images.shape[1]))
   radius = lipjax.certified_radius(logits(params, data.images), bounds, labels=data.labels)
   return np.stack([np.mean(radius > r) for r in radii])
 
 
-def _measured(params: Any, data: Split, radii: tuple[float, ...]) -> tuple[Any, ...]:
+def _measured(
+  params: Any, data: Split, radii: tuple[float, ...], effort: Effort
+) -> tuple[Any, ...]:
   found = np.stack([jnp.mean(_survives(params, data, radius)) for radius in (0.0, *radii)])
-  return found[0], _certified(params, data, radii), found[1:]
+  return found[0], _certified(params, data, radii, effort), found[1:]
 
 
 def _table(results: dict[str, Result], data: Data) -> Any:
@@ -144,7 +150,9 @@ def _table(results: dict[str, Result], data: Data) -> Any:
   return report.table(title, ("strength", "clean", *names), rows)
 
 
-def _notes(results: dict[str, Result], data: Data, seeds: int, steps: int) -> list[str]:
+def _notes(
+  results: dict[str, Result], data: Data, seeds: int, steps: int, effort: Effort
+) -> list[str]:
   chosen = [
     f"{name} {', '.join(f'{s:g}: {100 * share:.1f}' for s, share in result.validation.items())}"
     for name, result in results.items()
@@ -156,7 +164,7 @@ def _notes(results: dict[str, Result], data: Data, seeds: int, steps: int) -> li
     f" {seeds} seeds of initialization and batches.",
     f"Strengths chosen by certified accuracy at {RADII[data.name][1]:.3g} on"
     f" {len(data.validation.labels)} validation images, first seed ({'; '.join(chosen)}).",
-    "Certified: pairs of classes, one ellipsoid each, effort='tight', for all inputs at once."
+    f"Certified: pairs of classes, ellipsoids, effort={effort!r}, for all inputs at once."
     f" Attacked: {ATTACK_STEPS} steps of PGD in the ball, pixels in [0, 1], from the image itself.",
     "'through norms' and 'through ellipsoids': cross entropy of radii, margin over bound, times a"
     " strength, the bound by products of norms and LipLT, or by multipliers carried on.",

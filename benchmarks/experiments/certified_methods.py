@@ -12,7 +12,7 @@ import optax
 
 import lipjax
 
-WIDTH, CLASSES = 128, 10
+WIDTH, CLASSES = 64, 10
 
 
 class Method(NamedTuple):

@@ -63,7 +63,7 @@ def test_certified_quick(tmp_path, capsys):
     assert np.all(certified <= attacked)
     assert np.all(attacked <= method["clean"])
     assert method["strength"] == float(max(method["validation"], key=method["validation"].get))
-  assert "one ellipsoid each" in capsys.readouterr().out
+  assert "pairs of classes, ellipsoids" in capsys.readouterr().out
 
 
 def test_critics_are_timed_against_the_first():
