@@ -15,6 +15,7 @@ from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
 from lipjax.certify.bounds.graph_layers import layers_of
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.facts import Facts, LipschitzPart
+from lipjax.certify.fast import fast_jit
 from lipjax.certify.graph import Graph
 from lipjax.certify.lower.bound import lipschitz_lower_bound
 from lipjax.certify.maps import Known, hypotenuse, live, norms_of
@@ -157,12 +158,17 @@ def _upper(
 ) -> tuple[jax.Array, Any]:
   """The smallest upper bound, and which engine it is from."""
   found = bounds_by_engine(fn, argnums, args, radius, box, effort)
-  values = jnp.stack(list(found.values()))
+  return _smallest(list(found.values()), tuple(ENGINES[name] for name in found))
+
+
+# One program, as each that is compiled is waited for.
+@fast_jit(static_argnums=(1,))
+def _smallest(bounds: list[jax.Array], methods: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  values = jnp.stack(bounds)
   # A bound that overflowed says nothing.
   values = jnp.where(jnp.isnan(values), jnp.inf, values)
-  methods = jnp.asarray([ENGINES[name] for name in found], jnp.int32)
   best = jnp.argmin(values)
-  return values[best], methods[best]
+  return values[best], jnp.asarray(methods, jnp.int32)[best]
 
 
 def bounds_by_engine(
