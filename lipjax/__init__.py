@@ -10,6 +10,7 @@ from lipjax.operators.layouts import AmbiguousLeafError as AmbiguousLeafError
 from lipjax.operators.layouts import equinox_layout as equinox_layout
 from lipjax.operators.layouts import flax_layout as flax_layout
 from lipjax.operators.layouts import haiku_layout as haiku_layout
+from lipjax.operators.layouts import torch_layout as torch_layout
 from lipjax.operators.resolve import LayoutError as LayoutError
 from lipjax.operators.describe import describe as describe
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lipjax.commands import demo
+from lipjax.commands import demo, report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   commands = parser.add_subparsers(title="commands", metavar="COMMAND")
   demo.add_parser(commands)
+  report.add_parser(commands)
   args = parser.parse_args(argv)
   if "run" not in args:
     parser.print_help()

@@ -55,7 +55,7 @@ def describe(
     elif operator is None:
       name, meaning = "–", "not a linear map"
     else:
-      name, meaning = _short(operator), operator.meaning
+      name, meaning = short_name(operator), operator.meaning
     table.add_row(path or "(no name)", str(tuple(leaf.shape)), str(leaf.dtype), name, meaning)
   for key, problem in problems.items():
     if key not in leaves:
@@ -71,7 +71,7 @@ def _advice(problem: Exception | str) -> str:
   return str(problem)
 
 
-def _short(operator: Any) -> str:
+def short_name(operator: Any) -> str:
   """The operator as a user would write it, without the defaults' names."""
   name = type(operator).__name__
   fields = ("in_axes", "out_axes", "spatial_shape")

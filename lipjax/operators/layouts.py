@@ -192,6 +192,42 @@ def equinox_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | No
   )
 
 
+def torch_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None:
+  """The layout of PyTorch's state dicts, whose weights are (out, in), with slashes for dots.
+
+  ``weight`` is ``Dense((1,), (0,))`` in two dimensions, ``Diagonal()`` in one (a
+  normalization layer's), and in four or five, or three under a module called ``conv``, a
+  `ReshapedKernel` of (out, in, k…), or (in, out, k…) under ``transpose``. ``weight_ih_l0`` and
+  its like and ``in_proj_weight`` are ``Dense((1,), (0,))``: of a recurrent layer's gates, or of
+  query, key and value, together. Names of biases and running statistics are ``None``. An
+  embedding and a GPT-2 ``Conv1D`` are read as (out, in) too, which does not change their norms.
+  Arguments, result and errors are those of `flax_layout`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, lipjax
+    >>> lipjax.torch_layout(
+    ...   "layer1/0/conv1/weight", jax.ShapeDtypeStruct((8, 4, 3, 3), jnp.float32)
+    ... )
+    ReshapedKernel(in_axes=(1, 2, 3), out_axes=(0,), batch_axes=())
+  """
+  parts = path.split("/")
+  name, rank = parts[-1], len(leaf.shape)
+  if "bias" in name or name in ("running_mean", "running_var", "beta"):
+    return None
+  if rank == 1 and name in ("weight", "gamma"):
+    return Diagonal()
+  if rank == 2 and re.fullmatch(r"weight|in_proj_weight|weight_[ih]h_l\d+(_reverse)?", name):
+    return Dense((1,), (0,))
+  transposed = "transpose" in path.lower()
+  if name == "weight" and (rank in (4, 5) or (rank == 3 and _mentions_conv(parts))):
+    return _conv(rank, out_axis=int(transposed))
+  if name == "weight" and rank == 3:
+    choices = repr(_conv(3, out_axis=0)), "Dense((2,), (1,), (0,))  # a stack of (out, in)", "None"
+    reason = "a weight of three dimensions can be a convolution (out, in, k) or a stack"
+    raise AmbiguousLeafError(path, leaf.shape, reason, choices)
+  raise _unknown(path, leaf.shape)
+
+
 def _stacked(operator: Dense | Diagonal) -> LinearOperator:
   """The operator of a leaf whose axis 0 stacks copies of `operator`."""
   if isinstance(operator, Diagonal):

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries, read leaf by leaf and never unpickled."""
