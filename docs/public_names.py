@@ -17,7 +17,7 @@ DIRECTIVE = re.compile(
 
 
 #: Modules that are imported by their own names.
-INTEGRATIONS = ("integrations.nnx", "integrations.linen")
+INTEGRATIONS = ("integrations.nnx", "integrations.linen", "integrations.plot")
 
 
 def public_names() -> set[str]:

@@ -23,6 +23,7 @@ from lipjax.measure.norms import spectral_norms as spectral_norms
 from lipjax.measure.operator_norm import operator_norm as operator_norm
 from lipjax.measure.operator_norm_bounds import operator_norm_bounds as operator_norm_bounds
 from lipjax.measure.power_iteration import power_iteration as power_iteration
+from lipjax.measure.read import read_scalars as read_scalars
 from lipjax.measure.read import read_singular_values as read_singular_values
 from lipjax.measure.read import read_spectral_norms as read_spectral_norms
 from lipjax.measure.singular_vectors import init_singular_vectors as init_singular_vectors

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lipjax.measure.packing import sigma_by_path
 from lipjax.measure.vectors import SingularVectors
@@ -73,3 +74,41 @@ def read_singular_values(state: Any) -> dict[str, jax.Array]:
   for vectors in states:
     values |= sigma_by_path(jnp.asarray(vectors.sigma), vectors.paths)
   return dict(sorted(values.items()))
+
+
+def read_scalars(state: Any, *, prefix: str = "spectral_norm/") -> dict[str, jax.Array]:
+  r"""What `read_spectral_norms` gives as a flat dictionary of scalars, as loggers take it.
+
+  Guarantee: as `read_spectral_norms`.
+
+  Args:
+    state: likewise.
+    prefix: of every key.
+
+  Returns:
+    ``{prefix + path: sigma}``, of a stack ``path/0``, ``path/1`` and so on; and under
+    ``prefix + "largest"`` and ``prefix + "sum_of_squares"`` :math:`\max\sigma_1` and
+    :math:`\sum\sigma_1^2`. Scalars, float32 or wider; under ``jax.jit`` too.
+
+  Raises:
+    ValueError: as `read_spectral_norms`.
+
+  Example:
+    >>> import jax.numpy as jnp, lipjax
+    >>> params = {"dense": {"kernel": jnp.diag(jnp.array([3.0, 2.0]))}}
+    >>> vectors = lipjax.init_singular_vectors(params, start="converged")
+    >>> {key: round(float(x), 3) for key, x in lipjax.read_scalars(vectors, prefix="").items()}
+    {'dense/kernel': 3.0, 'largest': 3.0, 'sum_of_squares': 9.0}
+  """
+  found: dict[str, jax.Array] = {}
+  for path, sigma in read_spectral_norms(state).items():
+    of_stack = {path: sigma} if sigma.ndim == 0 else _entries(path, sigma)
+    found |= {prefix + key: x for key, x in of_stack.items()}
+  values = jnp.stack(list(found.values())) if found else jnp.zeros(0)
+  totals = {"largest": jnp.max(values, initial=0), "sum_of_squares": jnp.sum(values**2)}
+  return found | {prefix + key: x for key, x in totals.items()}
+
+
+def _entries(path: str, sigma: jax.Array) -> dict[str, jax.Array]:
+  """Of the operators of a stack, by their places."""
+  return {f"{path}/{'/'.join(map(str, i))}": sigma[i] for i in np.ndindex(sigma.shape)}

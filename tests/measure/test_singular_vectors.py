@@ -350,3 +350,19 @@ def test_the_triplet_is_one_of_the_weight():
   np.testing.assert_allclose(v @ params["kernel"], sigma * u, atol=1e-4)
   np.testing.assert_allclose(params["kernel"] @ u, sigma * v, atol=1e-4)
   np.testing.assert_allclose(sigma, top_sigma(params["kernel"]), rtol=20 * EPS)
+
+
+def test_scalars_for_logs():
+  params = {
+    "dense": {"kernel": jnp.diag(jnp.array([3.0, 2.0]))},
+    "ScanBlock_0": {"kernel": jnp.eye(2) * jnp.arange(1.0, 4.0)[:, None, None]},
+  }
+  vectors = lipjax.init_singular_vectors(params, start="converged")
+  found = jax.jit(lipjax.read_scalars)(vectors)
+  assert all(value.shape == () for value in found.values())
+  expected = {f"ScanBlock_0/kernel/{i}": i + 1.0 for i in range(3)}
+  expected |= {"dense/kernel": 3.0, "largest": 3.0, "sum_of_squares": 23.0}
+  expected = {f"spectral_norm/{key}": value for key, value in expected.items()}
+  assert {key: pytest.approx(float(x), rel=1e-5) for key, x in found.items()} == expected
+  with pytest.raises(ValueError, match="tracks no norms"):
+    lipjax.read_scalars({})
