@@ -24,8 +24,10 @@ release = version = importlib.metadata.version("lipjax")
 extensions = [
   "myst_nb",
   "sphinx.ext.autodoc",
-  "sphinx.ext.mathjax",  # rendered in the reader's browser
+  "sphinx.ext.mathjax",  # rendered in the reader's browser …
+  "sphinx-mathjax-offline",  # … by a copy that lies beside the pages: no network is needed
   "sphinx.ext.napoleon",
+  "sphinx_design",
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
 default_role = "py:obj"  # `name` in a docstring links to the name where it is documented
