@@ -45,6 +45,7 @@ from lipjax.regularize.spectral_decay import SpectralDecayState as SpectralDecay
 from lipjax.regularize.spectral_decay import add_spectral_decay as add_spectral_decay
 
 # Constrain
+from lipjax.constrain.muon import muon_dimension_numbers as muon_dimension_numbers
 from lipjax.constrain.normalize import spectral_normalize as spectral_normalize
 from lipjax.constrain.projections import clip_weights as clip_weights
 from lipjax.constrain.projections import orthogonalize as orthogonalize
