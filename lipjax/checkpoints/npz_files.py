@@ -26,7 +26,8 @@ class Npz(Checkpoint):
   def read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Arrays of objects are refused."""
     try:
-      with np.load(self._path, allow_pickle=False) as archive:
+      # NumPy leaves a file open that it has opened and cannot read.
+      with self._path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return {path: archive[self._names[path]] for path in paths}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
       msg = f"{self._path}: an array cannot be read: {error}"

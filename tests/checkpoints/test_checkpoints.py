@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -189,8 +191,6 @@ def objects(path):
 
 
 def torch_zip(path):
-  import zipfile
-
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", pickle.dumps(Evil()))
   return path
@@ -221,6 +221,68 @@ def test_one_clear_line(name, tmp_path):
     open_checkpoint(write(tmp_path / "saved"))
   assert "\n" not in str(caught.value)
   assert str(tmp_path) in str(caught.value)
+
+
+def damaged_member(path):
+  path = npz(path)
+  data = bytearray(path.read_bytes())
+  data[data.index(b"NUMPY") + 6] = 9  # a version that there is not
+  path.write_bytes(data)
+  return path
+
+
+def test_an_array_that_is_damaged(tmp_path):
+  with pytest.raises(CheckpointError, match="damaged archive"):
+    open_checkpoint(damaged_member(tmp_path / "saved"))
+  path = npz(tmp_path / "saved")
+  found = open_checkpoint(path)
+  path.write_bytes(path.read_bytes()[:200])
+  with pytest.raises(CheckpointError, match="an array cannot be read"):
+    found.read(["step"])
+
+
+def test_other_files_in_an_archive(tmp_path):
+  path = npz(tmp_path / "saved")
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("notes.txt", "hello")
+  assert set(open_checkpoint(path).leaves) == PATHS - {"params/half/kernel"}
+
+
+def test_an_item_of_a_file(tmp_path):
+  with pytest.raises(CheckpointError, match="leave --item out"):
+    open_checkpoint(msgpack(tmp_path / "saved"), "params")
+
+
+def test_two_indices(tmp_path):
+  path = shards(tmp_path / "saved")
+  (path / "other.safetensors.index.json").write_text("{}")
+  with pytest.raises(CheckpointError, match="holds 2 indices; name one of model"):
+    open_checkpoint(path)
+  assert set(open_checkpoint(path / "model.safetensors.index.json").leaves) == PATHS
+
+
+def test_names_that_become_one(tmp_path):
+  numpy = pytest.importorskip("safetensors.numpy")
+  path = tmp_path / "saved.safetensors"
+  numpy.save_file({"a.b": np.ones(1), "a/b": np.ones(1)}, path)
+  with pytest.raises(CheckpointError, match="two arrays named 'a/b'"):
+    open_checkpoint(path)
+
+
+def test_types_of_arrays_that_are_not_read(tmp_path):
+  pytest.importorskip("safetensors")
+  header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+  path = tmp_path / "saved.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(1))
+  with pytest.raises(CheckpointError):
+    open_checkpoint(path)
+
+
+def test_without_safetensors(tmp_path, monkeypatch):
+  path = safetensors(tmp_path / "saved")
+  monkeypatch.setitem(sys.modules, "safetensors", None)
+  with pytest.raises(CheckpointError, match=r'pip install "lipjax\[report\]"'):
+    open_checkpoint(path)
 
 
 def test_files_that_may_not_be_read(tmp_path, monkeypatch):
