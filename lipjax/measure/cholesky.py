@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
 from lipjax.measure.block_matrix import Levels, level_block
+from lipjax.measure.factors import cholesky, solve_lower
 from lipjax.measure.gram import frobenius_above
 from lipjax.rounding.errors import product_error, transpose_product, unit_roundoff, up
 
@@ -64,12 +64,12 @@ def eigenvalue_upper_bound(levels: Levels, shift: jax.Array) -> jax.Array:
   def level(factor, pairs):
     diagonal, below = (level_block(levels.rows, x) for x in pairs)
     # R has the rows (…, X^T, L) with L X = -below^T.
-    x = solve_triangular(factor, -below.T, lower=True)
+    x = solve_lower(factor, -below.T)
     mixed, mixed_error = _product(x, factor.T)
     square, square_error = _product(x, x)
     rest = identity - diagonal - square
     rest_error = 3 * unit_roundoff(rest.dtype) * (shift + _row_sum(diagonal) + _row_sum(square))
-    factor = jnp.linalg.cholesky(rest)
+    factor = cholesky(rest)
     again, again_error = _product(factor.T, factor.T)
     on = _norm(again - rest) + square_error + up(rest_error, q) + again_error
     beside = _norm(mixed + below) + mixed_error

@@ -28,6 +28,7 @@ import numpy as np
 from jax import lax
 
 from lipjax.measure.block import fixed_rows
+from lipjax.measure.factors import cholesky, solve_lower
 from lipjax.measure.scaling import nonzero
 
 Rows = list[jax.Array]
@@ -203,8 +204,7 @@ def _inverse_factor(gram: jax.Array, rows: Rows) -> jax.Array:
   size = nonzero(jnp.max(jnp.diagonal(gram, axis1=1, axis2=2), axis=1))[:, None, None]
   one = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
   damped = gram / size + damping * one
-  factor = lax.linalg.cholesky(damped, symmetrize_input=False)
-  inverse = lax.linalg.triangular_solve(factor, one, left_side=True, lower=True)
+  inverse = jax.vmap(solve_lower)(jax.vmap(cholesky)(damped), one)
   return inverse / jnp.sqrt(size)
 
 

@@ -47,9 +47,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.scipy.linalg import solve_triangular
 
 from lipjax.certify.bounds.layers import Layer
+from lipjax.measure.factors import cholesky, solve_lower
 from lipjax.rounding.errors import unit_roundoff, up
 from lipjax.rounding.numbers import times_above, tiny
 from lipjax.rounding.products import product, product_lost, underflow
@@ -110,15 +110,15 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
   unit, n = unit_roundoff(a.dtype), len(a)
   rest, right = jnp.eye(n, dtype=a.dtype) - scaled(a, d), a * d
   if not is_certified:
-    v = solve_triangular(jnp.linalg.cholesky(rest), right.T, lower=True)
+    v = solve_lower(cholesky(rest), right.T)
     return a + dot(v.T, v)
   small, shift = underflow(8, a.shape, a.dtype), _shift(n, a.dtype)
   shifted = rest - shift * jnp.eye(n, dtype=a.dtype)
-  factor = jnp.linalg.cholesky(shifted)
+  factor = cholesky(shifted)
   off = _norm(product(factor, factor.T) - shifted)
   rounding = 8 * unit * (1 + _norm(rest)) + product_lost(factor, factor.T)
   left = shift * (1 - 4 * unit) - up(off + rounding + small)
-  v = solve_triangular(factor, right.T, lower=True).T
+  v = solve_lower(factor, right.T).T
   off = _norm(product(v, factor.T) - right)
   off = up(off + 8 * unit * _norm(right) + product_lost(v, factor.T) + small)
   lost = up(off / left * off) + product_lost(v, v.T)
@@ -129,8 +129,7 @@ def _raised(is_certified: bool, a: jax.Array, d: jax.Array) -> jax.Array:
 def _(is_certified: bool, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
   r"""Of :math:`X = (A^{-1} - D^2)^{-1}`: :math:`(I + XD^2)\,dA\,(I + D^2X) + X\,dD^2\,X`."""
   (a, d), (da, dd) = primals, tangents
-  # Kept for derivatives: by itself a second factorization would run beside the first, and two
-  # batches of them in one program can wait for each other for ever (jaxlib 0.10, on two cores).
+  # Kept for derivatives: by itself there would be a second factorization.
   x = checkpoint_name(_raised(is_certified, a, d), RAISED)
   z = jnp.eye(len(a), dtype=a.dtype) + x * jnp.square(d)
   return x, dot(dot(z, da), z.T) + dot(x * (2 * d * dd), x)
