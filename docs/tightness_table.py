@@ -13,9 +13,9 @@ HEAD = "network", "slope found", "norms", "default", "tight", "LipSDP-Neuron", "
 
 def table(path: Path = RESULTS) -> str:
   """A row for each network, and for each ball of it: the slope found, and upper bounds."""
-  rows = json.loads(path.read_text())["results"]["rows"]
+  (result,) = json.loads(path.read_text())["results"]
   lines = [HEAD, ("---",) * len(HEAD)]
-  for name, row in rows.items():
+  for name, row in result["rows"].items():
     lines += [*_everywhere(name, row), *_on_balls(name, row)]
   return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 

@@ -23,9 +23,9 @@ def tightness_table():
 def test_every_network_has_its_row(tightness_table):
   if not tightness_table.RESULTS.exists():
     pytest.skip("a tree without benchmarks/, such as an sdist")
-  rows = json.loads(tightness_table.RESULTS.read_text())["results"]["rows"]
+  (result,) = json.loads(tightness_table.RESULTS.read_text())["results"]
   names = [line.split("|")[1].strip() for line in tightness_table.table().splitlines()[2:]]
-  assert names == list(rows)
+  assert names == list(result["rows"])
 
 
 def test_balls_and_what_is_missing(tightness_table, tmp_path):
@@ -37,6 +37,6 @@ def test_balls_and_what_is_missing(tightness_table, tmp_path):
     "auto_LiRPA": {"on_balls": {"0.1": {"bound": 5.0}}},
   }
   path = tmp_path / "certify.json"
-  path.write_text(json.dumps({"results": {"rows": {"net": row}}}))
+  path.write_text(json.dumps({"results": [{"rows": {"net": row}}]}))
   last = tightness_table.table(path).splitlines()[-1]
   assert last == "| net, radius 0.1 | 2 | 8 | 3 |  | too large | auto_LiRPA 5 |"
