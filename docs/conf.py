@@ -40,7 +40,7 @@ html_theme_options = {"show_navbar_depth": 2, "home_page_in_toc": True}
 # Every page is run at every build, and an error in a cell is an error of the build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 180
+nb_execution_timeout = 400
 nb_execution_in_temp = True
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
