@@ -13,6 +13,7 @@ import numpy as np
 import lipjax
 from lipjax.checkpoints.checkpoint import Checkpoint
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.convolution import Convolution
 from lipjax.operators.describe import short_name
 from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import AmbiguousLeafError
@@ -21,8 +22,8 @@ from lipjax.operators.resolve import Overrides, decide
 LAYOUTS = {
   "flax": lipjax.flax_layout,
   "haiku": lipjax.haiku_layout,
-  "equinox": lipjax.equinox_layout,
   "torch": lipjax.torch_layout,
+  "equinox": lipjax.equinox_layout,
 }
 #: Bytes that are read at a time.
 BATCH = 2**26
@@ -147,8 +148,11 @@ def _row(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bool) -
     lower, upper = np.ravel(bounds.lower), np.ravel(bounds.upper)
   else:
     lower, upper = np.ravel(lipjax.spectral_norms(tree, layout=layout)["w"]), None
-  ranks = np.ravel(lipjax.stable_ranks(tree, layout=layout)["w"])
   frobenius = np.ravel(lipjax.frobenius_norms(tree, layout=layout)["w"])
+  if isinstance(operator, Convolution):  # which uses a weight more than once
+    ranks = np.ravel(lipjax.stable_ranks(tree, layout=layout)["w"])
+  else:
+    ranks = np.square(frobenius / np.where(lower == 0, 1, lower))
   # NaN where a slice holds no numbers, which is what should be seen.
   largest = int(np.argmax(np.where(np.isnan(lower), np.inf, lower))) if lower.size else None
   at = lambda x: float(x[largest]) if largest is not None else 0.0

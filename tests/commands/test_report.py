@@ -64,7 +64,8 @@ def test_norms_are_those_of_the_layers(saved, variables, capsys):
   assert row["lower"] <= values[0] * (1 + 1e-6)
   assert values[0] <= row["upper"] <= values[0] * 1.001
   assert row["frobenius"] == pytest.approx(np.linalg.norm(kernel), rel=1e-5)
-  assert row["stable_rank"] == pytest.approx(np.sum(values**2) / values[0] ** 2, rel=1e-5)
+  # From the certified lower end, which leaves room for rounding.
+  assert row["stable_rank"] == pytest.approx(np.sum(values**2) / values[0] ** 2, rel=1e-4)
   assert rows["params/LayerNorm_0/scale"]["lower"] == 1.0
   norms = [row["lower"] for row in found["operators"]]
   assert norms == sorted(norms, reverse=True)
