@@ -183,12 +183,10 @@ def _terms(
   known: Known, target: int, order: Sequence[int], bounds: Mapping[int, Any], *, splits: bool
 ) -> list[_Term]:
   """One for each source; functions with a linear part are that and a rest if `splits`."""
-  terms, followed = [], set(order)
+  terms = []
   for source, way in backward(known, target, order, splits=splits):
     part = known.part(source)
-    if source not in followed:
-      moved = bounds[source]
-    elif isinstance(part, LipschitzPart) and part.linear is not None and splits:
+    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
       moved = _joint(known, source, part.rest(), bounds)
     else:
       way, moved = of_source(known, source, way, bounds)
@@ -210,10 +208,7 @@ def of_source(known: Known, source: int, way: Way, bounds: Mapping[int, Any]) ->
 def backward(
   known: Known, target: int, order: Sequence[int], *, splits: bool = True
 ) -> Iterator[tuple[int, Way]]:
-  """The sources, inputs and nonlinear nodes, and the linear maps from them to the target.
-
-  Nodes that are not in the order are sources too: no way is followed beyond them.
-  """
+  """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
   one = lambda: jnp.ones((), known.nodes[target].wide)
   ways: dict[int, Way] = {target: rows_at(known, target) if known.is_small(target) else one()}
   for i in reversed([i for i in order if i <= target]):
@@ -227,7 +222,6 @@ def backward(
     for k, parent in enumerate(known.parents(i)):
       earlier = _step_back(known, i, k, way)
       ways[parent] = _joined(known, ways[parent], earlier) if parent in ways else earlier
-  yield from ways.items()
 
 
 def rows_at(known: Known, target: int) -> Rows:

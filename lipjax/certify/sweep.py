@@ -35,10 +35,8 @@ from lipjax.certify.primitives.scalar import range_anywhere
 from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
 from lipjax.rounding.numbers import times_above
 
-#: In larger graphs ranges are refined by LipLT from the nearer nodes only, so many pairs in all …
-PAIRS_UP_TO = 40_000
-#: … and not at all where there are more nodes.
-NODES_UP_TO = 1000
+#: In graphs with more nodes ranges are not refined by LipLT.
+NODES_UP_TO = 400
 
 
 def facts_of(graph: Graph, arrays: Sequence[Any], domains: Sequence[Domain | None]) -> list[Facts]:
@@ -63,11 +61,6 @@ def facts_of(graph: Graph, arrays: Sequence[Any], domains: Sequence[Domain | Non
       facts = sweep.of_node(node)
     sweep.facts.append(facts)
   return sweep.facts
-
-
-def ways_up_to(n_nodes: int) -> int:
-  """How many nodes ways to one of a graph of so many are followed through."""
-  return PAIRS_UP_TO // n_nodes if n_nodes <= NODES_UP_TO else 0
 
 
 def _of_input(node: Node, domain: Domain | None) -> Facts:
@@ -122,10 +115,9 @@ class _Sweep:
       return facts
     self._is_sharp.add(i)
     if id(part) not in self._by_maps:
-      n_nodes = ways_up_to(len(self.nodes))
-      if not n_nodes:
+      order = live(known, [i])
+      if len(order) > NODES_UP_TO:
         return facts
-      order = live(known, [i])[-n_nodes:]
       bounds = {k: x.bound for k, x in enumerate(self.facts)}
       better = FromSources(known, i, order, bounds)
       self._by_maps[id(part)] = jnp.fmin(better.total(), facts.bound), better.entries()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -47,6 +48,17 @@ class Checkpoint(abc.ABC):
 def size_of(leaf: jax.ShapeDtypeStruct) -> int:
   """In bytes."""
   return leaf.size * np.dtype(leaf.dtype).itemsize
+
+
+def by_path(where: Path, leaves: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """What is found under each path, once."""
+  found: dict[str, Any] = {}
+  for path, leaf in leaves:
+    if path in found:
+      msg = f"{where}: there are two arrays named {path!r}."
+      raise CheckpointError(msg)
+    found[path] = leaf
+  return found
 
 
 def struct(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:

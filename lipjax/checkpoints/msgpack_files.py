@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 from flax import serialization
 
-from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, struct
+from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, by_path, struct
 
 #: Flax's codes of an array, and of a scalar in the form of one.
 ARRAYS = 1, 3
@@ -42,17 +42,17 @@ class Msgpack(Checkpoint):
 
   def __init__(self, path: Path):
     self._path = path
-    self._places: dict[str, list[Place]] = {}
-    self.leaves: dict[str, jax.ShapeDtypeStruct] = {}
     with path.open("rb") as file:
       try:
-        tree = _value(file, os.path.getsize(path))
-        for name, leaf, places in _arrays("", tree):
-          self.leaves[name], self._places[name] = leaf, places
+        found = by_path(path, _arrays("", _value(file, os.path.getsize(path))))
+      except CheckpointError:
+        raise
       except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         msg = f"{path} is damaged, incomplete or no Flax msgpack: {reason}."
         raise CheckpointError(msg) from error
+    self.leaves = {name: leaf for name, (leaf, _) in found.items()}
+    self._places = {name: places for name, (_, places) in found.items()}
 
   def read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Each by Flax."""
@@ -76,11 +76,11 @@ def is_map(first: int) -> bool:
 
 def _value(file: BinaryIO, size: int) -> Any:
   """The next value: a dictionary, a `Place`, or whatever msgpack makes of it."""
-  begin = file.tell()
-  first = file.read(1)[0] if begin < size else None
-  if first is None:
+  begin, byte = file.tell(), file.read(1)
+  if not byte:
     msg = "it ends where a value should begin"
     raise ValueError(msg)
+  (first,) = byte
   if is_map(first):
     count = _number(file, MAPS[first]) if first in MAPS else first & 0x0F
     return {str(_value(file, size)): _value(file, size) for _ in range(count)}
@@ -124,13 +124,16 @@ def _number(file: BinaryIO, n_bytes: int) -> int:
   return int.from_bytes(file.read(n_bytes), "big")
 
 
-def _arrays(path: str, value: Any) -> Iterator[tuple[str, jax.ShapeDtypeStruct, list[Place]]]:
+def _arrays(
+  path: str, value: Any
+) -> Iterator[tuple[str, tuple[jax.ShapeDtypeStruct, list[Place]]]]:
   if isinstance(value, Place):
-    yield path, value.leaf, [value]
+    yield path, (value.leaf, [value])
   elif isinstance(value, Mapping) and CHUNKED in value:
     parts, shape = value["chunks"], value["shape"]
     places = [parts[str(i)] for i in range(len(parts))]
-    yield path, struct((shape[str(i)] for i in range(len(shape))), places[0].leaf.dtype), places
+    sizes = (shape[str(i)] for i in range(len(shape)))
+    yield path, (struct(sizes, places[0].leaf.dtype), places)
   elif isinstance(value, Mapping):
     for name, x in value.items():
       yield from _arrays(f"{path}/{name}" if path else name, x)

@@ -20,7 +20,6 @@ class Npz(Checkpoint):
 
   def __init__(self, path: Path):
     self._path = path
-    self._names: dict[str, str] = {}
     self.leaves = self._read_headers()
 
   def read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -28,7 +27,7 @@ class Npz(Checkpoint):
     try:
       # NumPy leaves a file open that it has opened and cannot read.
       with self._path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {path: archive[self._names[path]] for path in paths}
+        return {path: archive[path] for path in paths}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
       msg = f"{self._path}: an array cannot be read: {error}"
       raise CheckpointError(msg) from error
@@ -50,7 +49,6 @@ class Npz(Checkpoint):
           if dtype.hasobject:
             msg = f"{self._path}: {name!r} is an array of objects, and {UNPICKLING}."
             raise CheckpointError(msg)
-          self._names[name] = name
           leaves[name] = struct(shape, dtype)
     except (zipfile.BadZipFile, EOFError, ValueError) as error:
       if isinstance(error, CheckpointError):

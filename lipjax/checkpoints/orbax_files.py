@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, struct
+from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, by_path, struct
 from lipjax.operators.paths import path_string
 
 #: A folder with this file holds one tree of arrays.
@@ -25,17 +25,16 @@ class Orbax(Checkpoint):
   def __init__(self, path: Path):
     import orbax.checkpoint as ocp
 
-    # What is not asked for is not there, which it warns of.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     self._path, self._checkpointer = path, ocp.PyTreeCheckpointer()
     metadata: Any = self._call(lambda: self._checkpointer.metadata(path))
     tree = self._call(lambda: metadata.item_metadata.tree)
     is_leaf = lambda x: hasattr(x, "shape") or x is None
     with_paths, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    self._paths = [path_string(key) for key, _ in with_paths]
+    found = by_path(path, ((path_string(key), leaf) for key, leaf in with_paths))
+    self._paths = list(found)
     self.leaves = {
       name: struct(leaf.shape, leaf.dtype)
-      for name, (_, leaf) in zip(self._paths, with_paths, strict=True)
+      for name, leaf in found.items()
       if getattr(leaf, "dtype", None) is not None
     }
 
@@ -43,7 +42,8 @@ class Orbax(Checkpoint):
     """All others are placeholders."""
     import orbax.checkpoint as ocp
 
-    wanted = [self.leaves[x] if x in paths else ocp.PLACEHOLDER for x in self._paths]
+    some = set(paths)
+    wanted = [self.leaves[x] if x in some else ocp.PLACEHOLDER for x in self._paths]
     as_array = ocp.RestoreArgs(restore_type=np.ndarray)
     unflatten = self._structure.unflatten
     args = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
@@ -51,17 +51,22 @@ class Orbax(Checkpoint):
     )
     found = self._call(lambda: self._checkpointer.restore(self._path.absolute(), args=args))
     arrays = jax.tree.leaves(found, is_leaf=lambda x: x is ocp.PLACEHOLDER)
-    return {
-      name: np.asarray(x) for name, x in zip(self._paths, arrays, strict=True) if name in paths
-    }
+    pairs = zip(self._paths, arrays, strict=True)
+    return {name: np.asarray(x) for name, x in pairs if name in some}
 
   def _call(self, fn: Any) -> Any:
+    log = logging.getLogger("absl")
+    level = log.level
+    # What is not asked for is not there, which it warns of.
+    log.setLevel(logging.ERROR)
     try:
       return fn()
     except Exception as error:  # whatever its storage raises
       reason = str(error).split("\n", 1)[0] or type(error).__name__
       msg = f"{self._path} cannot be read as an orbax checkpoint: {reason[:300]}"
       raise CheckpointError(msg) from error
+    finally:
+      log.setLevel(level)
 
 
 def find_item(path: Path, item: str | None) -> Path:

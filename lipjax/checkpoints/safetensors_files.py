@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
-from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, struct
+from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, by_path, struct
 
 INSTALL = 'pip install "lipjax[report]"'
 #: As the format's specification names them, where NumPy does not by the number of bits.
@@ -29,13 +30,9 @@ class Safetensors(Checkpoint):
   format = "safetensors"
 
   def __init__(self, files: Sequence[Path]):
-    self._places: dict[str, tuple[Path, str]] = {}
-    self.leaves = {}
-    for file in files:
-      with _opened(file) as opened:
-        for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
-          header = opened.get_slice(name)
-          self._add(file, name, struct(header.get_shape(), _dtype(header.get_dtype())))
+    found = by_path(files[0].parent, (pair for file in files for pair in _headers(file)))
+    self.leaves = {path: leaf for path, (_, _, leaf) in found.items()}
+    self._places = {path: (file, name) for path, (file, name, _) in found.items()}
 
   def read(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Opened anew each time: pages of a file that stays mapped count as memory of ours."""
@@ -46,12 +43,13 @@ class Safetensors(Checkpoint):
         found |= {path: opened.get_tensor(self._places[path][1]) for path in of_file}
     return found
 
-  def _add(self, file: Path, name: str, leaf: Any) -> None:
-    path = name.replace(".", "/")
-    if path in self.leaves:
-      msg = f"{file}: there are two arrays named {path!r}."
-      raise CheckpointError(msg)
-    self.leaves[path], self._places[path] = leaf, (file, name)
+
+def _headers(file: Path) -> Iterator[tuple[str, tuple[Path, str, jax.ShapeDtypeStruct]]]:
+  with _opened(file) as opened:
+    for name in opened.keys():  # noqa: SIM118 (it is no dictionary)
+      header = opened.get_slice(name)
+      leaf = struct(header.get_shape(), _dtype(file, header.get_dtype()))
+      yield name.replace(".", "/"), (file, name, leaf)
 
 
 @contextlib.contextmanager
@@ -69,12 +67,12 @@ def _opened(file: Path) -> Iterator[Any]:
     raise CheckpointError(msg) from error
 
 
-def _dtype(name: str) -> Any:
+def _dtype(file: Path, name: str) -> Any:
   """Of ``"F32"`` and its like."""
   if name in DTYPES:
     return DTYPES[name]
   try:
     return np.dtype(KINDS[name[0]] + name[1:])
   except (LookupError, TypeError) as error:
-    msg = f"arrays of type {name} are not read."
+    msg = f"{file}: arrays of type {name} are not read."
     raise CheckpointError(msg) from error

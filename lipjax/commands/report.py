@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, size_of
+from lipjax.checkpoints.opening import open_checkpoint
+from lipjax.commands import report_rows
+from lipjax.commands.demo import at_least
+from lipjax.commands.report_overrides import override
+from lipjax.commands.report_rows import Chosen, Row
 
 SUMMARY = "print the spectral norms of a checkpoint's layers, largest first"
 DESCRIPTION = """Opens an orbax checkpoint (also a manager's root, one with several items, one saved
@@ -28,13 +36,19 @@ def add_parser(commands: Any) -> None:
   parser = commands.add_parser("report", help=SUMMARY, description=DESCRIPTION, epilog=EPILOG)
   add = parser.add_argument
   add("path", type=Path, metavar="PATH", help="a file or a folder")
-  add("--diff", type=Path, metavar="OTHER", help="a later checkpoint: which norms moved")
+  of_one_or_two = parser.add_mutually_exclusive_group()
+  of_one_or_two.add_argument(
+    "--diff", type=Path, metavar="OTHER", help="a later checkpoint: which norms moved"
+  )
+  of_one_or_two.add_argument(
+    "--figure", type=Path, metavar="FILE", help="draw the singular values, as .png or .svg"
+  )
   add("--item", help="of orbax: ITEM, STEP or STEP/ITEM (default: the latest step)")
-  layouts = ("auto", "flax", "haiku", "equinox", "torch")
+  layouts = ("auto", *report_rows.LAYOUTS)
   add("--layout", choices=layouts, default="auto", help="default: the one that knows most leaves")
   add(
     "--override",
-    type=_override,
+    type=override,
     action="append",
     default=[],
     metavar="REGEX=OPERATOR",
@@ -42,17 +56,14 @@ def add_parser(commands: Any) -> None:
   )
   add("--match", type=_regex, default="", metavar="REGEX", help="only paths in which it is found")
   add("--all", action="store_true", help="what is outside of params, as an optimizer's state, too")
-  add("--top", type=_positive, metavar="N", help="print the N largest only")
+  add("--top", type=at_least(1), metavar="N", help="print the N largest only")
   add("--certify", action="store_true", help="bounds from above of large matrices too; slow")
   add("--json", action="store_true", help="print JSON")
-  add("--figure", type=Path, metavar="FILE", help="draw the singular values, as .png or .svg")
   parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
   """Reads, measures and prints."""
-  from lipjax.checkpoints.checkpoint import CheckpointError
-
   try:
     return _reported(args)
   except CheckpointError as error:
@@ -82,7 +93,7 @@ def _reported(args: argparse.Namespace) -> int:
   return 0
 
 
-def _difference(args: argparse.Namespace, before: list[Any], chosen: Any) -> int:
+def _difference(args: argparse.Namespace, before: list[Row], chosen: Chosen) -> int:
   from lipjax.commands import report_table
 
   _, of_other, after = _measured(args.diff, args)
@@ -90,9 +101,9 @@ def _difference(args: argparse.Namespace, before: list[Any], chosen: Any) -> int
   paths = dict.fromkeys([row.path for row in (*after, *before)])
   pairs = [(by_path[0].get(path), by_path[1].get(path)) for path in paths]
   pairs.sort(key=lambda pair: -_moved(*pair))
+  problems = chosen.problems | of_other.problems
   if args.json:
     rows = [{"before": a, "after": b} for a, b in pairs[: args.top]]
-    problems = chosen.problems | of_other.problems
     files = {"before": str(args.path), "after": str(args.diff)}
     report_table.print_json({"files": files, "rows": rows, "not_told": problems})
     return 0
@@ -101,24 +112,19 @@ def _difference(args: argparse.Namespace, before: list[Any], chosen: Any) -> int
     f"{args.path}: {report_table.summary(before)}",
     f"{args.diff}: {report_table.summary(after)}",
   ]
-  report_table.show(report_table.HEAD_OF_DIFF, cells, [*notes, *_notes(after, of_other)])
+  notes += _notes([*before, *after], of_other._replace(problems=problems))
+  report_table.show(report_table.HEAD_OF_DIFF, cells, notes)
   return 0
 
 
-def _moved(before: Any, after: Any) -> float:
+def _moved(before: Row | None, after: Row | None) -> float:
   """By how much, for the order; what is in one checkpoint alone comes first."""
-  import math
-
   if before is None or after is None or not (before.lower > 0 and after.lower > 0):
     return math.inf
   return abs(math.log(after.lower / before.lower))
 
 
-def _measured(path: Path, args: argparse.Namespace) -> tuple[Any, Any, list[Any]]:
-  from lipjax.checkpoints.checkpoint import CheckpointError, size_of
-  from lipjax.checkpoints.opening import open_checkpoint
-  from lipjax.commands import report_rows
-
+def _measured(path: Path, args: argparse.Namespace) -> tuple[Checkpoint, Chosen, list[Row]]:
   checkpoint = open_checkpoint(path, args.item)
   chosen = report_rows.choose(
     checkpoint, args.layout, dict(args.override), args.match, has_all=args.all
@@ -134,7 +140,7 @@ def _measured(path: Path, args: argparse.Namespace) -> tuple[Any, Any, list[Any]
       checkpoint, chosen.operators, has_bounds=args.certify, advance=advance
     )
     # What is not finite first: it is the worst.
-    found = sorted(rows, key=lambda row: (row.lower == row.lower, -row.lower))
+    found = sorted(rows, key=lambda row: (not math.isnan(row.lower), -row.lower))
   return checkpoint, chosen, found
 
 
@@ -151,7 +157,7 @@ def _progress(title: str, n_bytes: int) -> Iterator[Callable[[int], None]]:
     yield lambda n: bar.advance(task, n)
 
 
-def _notes(rows: list[Any], chosen: Any) -> Iterator[str]:
+def _notes(rows: list[Row], chosen: Chosen) -> Iterator[str]:
   if any(row.upper is None for row in rows):
     yield "≈: an estimate from below, near 1e-6; --certify bounds it from above too."
   if any(row.operator.startswith("ReshapedKernel") for row in rows):
@@ -163,12 +169,6 @@ def _notes(rows: list[Any], chosen: Any) -> Iterator[str]:
     yield from (f"  {text}" for text in chosen.problems.values())
 
 
-def _override(text: str) -> Any:
-  from lipjax.commands.report_overrides import override
-
-  return override(text)
-
-
 def _regex(text: str) -> str:
   try:
     re.compile(text)
@@ -176,9 +176,3 @@ def _regex(text: str) -> str:
     msg = f"{text!r} is no regular expression: {error}"
     raise argparse.ArgumentTypeError(msg) from error
   return text
-
-
-def _positive(text: str) -> int:
-  from lipjax.commands.demo import at_least
-
-  return at_least(1)(text)

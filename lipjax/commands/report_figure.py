@@ -35,7 +35,7 @@ def draw(
     values = spectrum(checkpoint, operators[row.path], row.path)
     axes.plot(np.arange(1, len(values) + 1), values, lw=1.5, marker=".", ms=4, label=row.path)
   axes.set(xscale="log", yscale="log", xlabel="number", ylabel="singular value")
-  axes.set_title(f"The {min(VALUES, 64)} largest singular values, of the layers of largest norm")
+  axes.set_title(f"The {VALUES} largest singular values, of the layers of largest norm")
   axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
   try:
     figure.savefig(out)

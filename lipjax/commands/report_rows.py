@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lipjax
 from lipjax.checkpoints.checkpoint import Checkpoint
+from lipjax.measure.stable_rank import stable_rank
 from lipjax.operators.base import LinearOperator
-from lipjax.operators.convolution import Convolution
 from lipjax.operators.describe import short_name
 from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import AmbiguousLeafError
@@ -65,14 +67,12 @@ class Chosen(NamedTuple):
     layout: the name of the layout.
     operators: by path.
     problems: leaves that could not be told, and what to write.
-    n_others: leaves that are no operators: biases, counters, running statistics.
     n_outside: leaves outside of params, as an optimizer's state.
   """
 
   layout: str
   operators: dict[str, LinearOperator]
   problems: dict[str, str]
-  n_others: int
   n_outside: int
 
 
@@ -103,8 +103,20 @@ def choose(
   unused = set(overrides) - set(used)
   texts = {path: _advice(problem) for path, problem in problems.items()}
   texts |= {key: f"--override {key}: no path is matched by it." for key in unused}
-  n_others = len(checkpoint.leaves) - len(leaves) + len(some) - len(operators) - len(problems)
-  return Chosen(best, operators, texts, n_others, len(leaves) - len(kept))
+  unread = {path: x for path, x in checkpoint.leaves.items() if path not in leaves}
+  texts |= {
+    path: _unread(path, x)
+    for path, x in unread.items()
+    if x.dtype.kind in "cV" and re.search(match, path)
+  }
+  return Chosen(best, operators, texts, len(leaves) - len(kept))
+
+
+def _unread(path: str, leaf: Any) -> str:
+  """Of what is neither real numbers nor counters."""
+  if leaf.dtype.kind == "c":
+    return f"{path} {leaf.shape}: {leaf.dtype}; norms are of real weights."
+  return f"{path} {leaf.shape}: {leaf.dtype}, no numbers; NumPy's files do not keep bfloat16."
 
 
 def _advice(problem: Exception | str) -> str:
@@ -140,19 +152,22 @@ def measure(
 
 
 def _row(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bool) -> Row:
+  # Not rounded to float32, of which an interval would be another one.
+  with jax.enable_x64(True) if w.dtype == np.float64 else contextlib.nullcontext():
+    return _measured(path, operator, w, has_bounds)
+
+
+def _measured(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bool) -> Row:
   # One name for all leaves: programs are compiled for shapes.
   tree, layout = {"w": jnp.asarray(w)}, {"w": operator}
   is_bounded = has_bounds or isinstance(operator, Diagonal) or _side(operator, w) <= BOUNDED_UP_TO
   if is_bounded:
     bounds = lipjax.spectral_norm_bounds(tree, layout=layout)["w"]
-    lower, upper = np.ravel(bounds.lower), np.ravel(bounds.upper)
+    lower, upper = bounds.lower, np.ravel(bounds.upper)
   else:
-    lower, upper = np.ravel(lipjax.spectral_norms(tree, layout=layout)["w"]), None
-  frobenius = np.ravel(lipjax.frobenius_norms(tree, layout=layout)["w"])
-  if isinstance(operator, Convolution):  # which uses a weight more than once
-    ranks = np.ravel(lipjax.stable_ranks(tree, layout=layout)["w"])
-  else:
-    ranks = np.square(frobenius / np.where(lower == 0, 1, lower))
+    lower, upper = lipjax.spectral_norms(tree, layout=layout)["w"], None
+  ranks = np.ravel(stable_rank(operator, tree["w"], lower))
+  frobenius, lower = np.ravel(lipjax.frobenius_norms(tree, layout=layout)["w"]), np.ravel(lower)
   # NaN where a slice holds no numbers, which is what should be seen.
   largest = int(np.argmax(np.where(np.isnan(lower), np.inf, lower))) if lower.size else None
   at = lambda x: float(x[largest]) if largest is not None else 0.0
@@ -177,8 +192,8 @@ def _side(operator: LinearOperator, w: np.ndarray) -> int:
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
-  """Of all operators together."""
-  norms = [row.lower for row in rows]
+  """Of all operators together; norms of those whose weights are finite."""
+  norms = [row.lower for row in rows if math.isfinite(row.lower)]
   return {
     "operators": sum(row.copies for row in rows),
     "leaves": len(rows),

@@ -40,7 +40,7 @@ def show(head: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[st
 
 def cells_of(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
   """In the order given."""
-  largest = max((row.lower for row in rows), default=0.0)
+  largest = totals(rows)["largest"]
   for row in rows:
     share = f"{row.lower / largest:.0%}" if largest > 0 else ""
     yield (*_names(row), norm(row), f"{row.frobenius:.4g}", f"{row.stable_rank:.3g}", share)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lipjax.measure.read import TOTALS
+
 INSTALL = 'pip install "lipjax[plot]"'
 
 
@@ -15,7 +17,7 @@ def plot_norms(history: Sequence[Mapping[str, Any]], steps: Sequence[int] | None
 
   Args:
     history: for each step what `lipjax.read_spectral_norms` or `lipjax.read_scalars` gave;
-      of totals (keys that end in ``largest`` or ``sum_of_squares``) nothing is drawn, of a
+      of its totals nothing is drawn, of a
       stack the largest norm.
     steps: their numbers; 0, 1, … when None.
 
@@ -46,7 +48,7 @@ def plot_norms(history: Sequence[Mapping[str, Any]], steps: Sequence[int] | None
   figure = Figure(figsize=(8, 4), layout="constrained")
   axes = figure.subplots()
   keys = dict.fromkeys(key for row in history for key in row)
-  for key in (key for key in keys if not key.endswith(("largest", "sum_of_squares"))):
+  for key in (key for key in keys if key.rsplit("/", 1)[-1] not in TOTALS):
     norms = [np.max(row[key], initial=0.0) if key in row else np.nan for row in history]
     # Before the first measurement norms are 0, which has no logarithm.
     axes.plot(steps, [x or np.nan for x in norms], lw=1.5, label=key)

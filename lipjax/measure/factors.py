@@ -57,11 +57,11 @@ def _at_once(shape: tuple[int, ...], size: int) -> int:
 
 @_few_at_a_time
 def cholesky(a: jax.Array) -> jax.Array:
-  """The lower factors of a stack of matrices; NaN where there is none."""
-  return jnp.linalg.cholesky(a)
+  """The lower factors of a stack of matrices, of their lower halves; NaN where there is none."""
+  return lax.linalg.cholesky(a, symmetrize_input=False)
 
 
 @_few_at_a_time
 def solve_lower(factor: jax.Array, right: jax.Array) -> jax.Array:
-  """The inverses of a stack of lower triangular matrices, times others."""
+  """The inverses of a stack of lower triangular matrices, times others no wider than they."""
   return lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)

@@ -76,6 +76,10 @@ def read_singular_values(state: Any) -> dict[str, jax.Array]:
   return dict(sorted(values.items()))
 
 
+#: Keys of `read_scalars` that are no operators'.
+TOTALS = "largest", "sum_of_squares"
+
+
 def read_scalars(state: Any, *, prefix: str = "spectral_norm/") -> dict[str, jax.Array]:
   r"""What `read_spectral_norms` gives as a flat dictionary of scalars, as loggers take it.
 
@@ -105,8 +109,8 @@ def read_scalars(state: Any, *, prefix: str = "spectral_norm/") -> dict[str, jax
     of_stack = {path: sigma} if sigma.ndim == 0 else _entries(path, sigma)
     found |= {prefix + key: x for key, x in of_stack.items()}
   values = jnp.stack(list(found.values())) if found else jnp.zeros(0)
-  totals = {"largest": jnp.max(values, initial=0), "sum_of_squares": jnp.sum(values**2)}
-  return found | {prefix + key: x for key, x in totals.items()}
+  totals = jnp.max(values, initial=0), jnp.sum(values**2)
+  return found | {prefix + key: x for key, x in zip(TOTALS, totals, strict=True)}
 
 
 def _entries(path: str, sigma: jax.Array) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from lipjax.measure.frobenius import frobenius_norm
 from lipjax.measure.norms import spectral_norms
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.triplet import triplet_dtype
+from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides, resolve_operators
@@ -54,12 +55,14 @@ def stable_ranks(
   leaves = float_leaves(params)
   sigmas = spectral_norms(params, layout=operators)
 
-  def stable_rank(operator, w, sigma):
-    w = w.astype(triplet_dtype(w))
-    ones = (jnp.ones(of(w.shape), w.dtype) for of in (operator.input_shape, operator.output_shape))
-    uses = operator.weight_gradient(w.shape, *ones)
-    return jnp.square(frobenius_norm(operator, w * jnp.sqrt(uses)) / nonzero(sigma))
-
   return {
     path: stable_rank(op, jnp.asarray(leaves[path]), sigmas[path]) for path, op in operators.items()
   }
+
+
+def stable_rank(operator: LinearOperator, w: jax.Array, sigma: Any) -> jax.Array:
+  """Of one operator, from its spectral norm."""
+  w = w.astype(triplet_dtype(w))
+  ones = (jnp.ones(of(w.shape), w.dtype) for of in (operator.input_shape, operator.output_shape))
+  uses = operator.weight_gradient(w.shape, *ones)
+  return jnp.square(frobenius_norm(operator, w * jnp.sqrt(uses)) / nonzero(sigma))

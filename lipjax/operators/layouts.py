@@ -199,8 +199,9 @@ def torch_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None
   normalization layer's), and in four or five, or three under a module called ``conv``, a
   `ReshapedKernel` of (out, in, k…), or (in, out, k…) under ``transpose``. ``weight_ih_l0`` and
   its like and ``in_proj_weight`` are ``Dense((1,), (0,))``: of a recurrent layer's gates, or of
-  query, key and value, together. Names of biases and running statistics are ``None``. An
-  embedding and a GPT-2 ``Conv1D`` are read as (out, in) too, which does not change their norms.
+  query, key and value, together. Biases and running statistics are ``None``. An embedding and a
+  GPT-2 ``Conv1D`` are read as (out, in) too, which does not change their norms; a transposed
+  convolution whose name does not say so is read as (out, in, k…), which does: override it.
   Arguments, result and errors are those of `flax_layout`.
 
   Example:
@@ -212,7 +213,7 @@ def torch_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None
   """
   parts = path.split("/")
   name, rank = parts[-1], len(leaf.shape)
-  if "bias" in name or name in ("running_mean", "running_var", "beta"):
+  if re.fullmatch(r"(in_proj_)?bias(_[ih]h_l\d+(_reverse)?|_k|_v)?|beta|running_(mean|var)", name):
     return None
   if rank == 1 and name in ("weight", "gamma"):
     return Diagonal()

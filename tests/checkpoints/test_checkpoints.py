@@ -269,6 +269,13 @@ def test_names_that_become_one(tmp_path):
     open_checkpoint(path)
 
 
+def test_names_that_become_one_in_msgpack(tmp_path):
+  path = tmp_path / "saved.msgpack"
+  path.write_bytes(serialization.msgpack_serialize({"a/b": np.ones(1), "a": {"b": np.ones(1)}}))
+  with pytest.raises(CheckpointError, match="two arrays named 'a/b'"):
+    open_checkpoint(path)
+
+
 def test_types_of_arrays_that_are_not_read(tmp_path):
   pytest.importorskip("safetensors")
   header = json.dumps({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()

@@ -112,7 +112,16 @@ def test_overrides_that_are_none(saved, written, capsys):
   assert "expected REGEX=OPERATOR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["--top", "0"], ["--match", "("], ["--layout", "x"], ["--what"]])
+@pytest.mark.parametrize(
+  "args",
+  [
+    ["--top", "0"],
+    ["--match", "("],
+    ["--layout", "x"],
+    ["--what"],
+    ["--figure", "a.png", "--diff", "b.npz"],
+  ],
+)
 def test_wrong_arguments(saved, args, capsys):
   with pytest.raises(SystemExit) as caught:
     main(["report", str(saved), *args])
@@ -156,7 +165,36 @@ def test_what_is_not_finite_comes_first(tmp_path, capsys):
     "3×3",
     "not finite",
   ]
-  assert as_json(capsys, path)["operators"][0]["lower"] == "nan"
+  found = as_json(capsys, path)
+  assert found["operators"][0]["lower"] == "nan"
+  assert found["totals"]["largest"] == pytest.approx(2, rel=1e-9)
+  assert out.splitlines()[2].split("\t")[-1] == "100%"
+
+
+def test_float64_is_not_rounded(tmp_path, capsys):
+  path, w = tmp_path / "net.npz", np.random.default_rng(0).standard_normal((20, 20))
+  np.savez(path, **{"a/kernel": w, "a/scale": np.array([1 + 1e-12])})
+  matrix, scale = as_json(capsys, path)["operators"]
+  assert matrix["lower"] <= np.linalg.norm(w, 2) <= matrix["upper"] <= matrix["lower"] * (1 + 1e-9)
+  assert scale["lower"] == scale["upper"] == 1 + 1e-12
+  assert jnp.zeros(()).dtype == jnp.float32 or jax.config.read("jax_enable_x64")
+
+
+def test_what_is_no_real_number_is_listed(tmp_path, capsys):
+  path = tmp_path / "net.npz"
+  np.savez(
+    path,
+    **{
+      "a/kernel": np.ones((2, 2)),
+      "b/kernel": np.asarray(jnp.ones((2, 2), jnp.bfloat16)),  # of which NumPy keeps two bytes
+      "c/kernel": np.ones((2, 2), np.complex64),
+      "step": np.int32(3),
+    },
+  )
+  not_told = as_json(capsys, path)["not_told"]
+  assert set(not_told) == {"b/kernel", "c/kernel"}
+  assert "bfloat16" in not_told["b/kernel"]
+  assert "complex64" in not_told["c/kernel"]
 
 
 def test_moments_of_an_optimizer_are_left_out(tmp_path, variables, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -16,11 +15,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
-def rules_table():
-  spec = importlib.util.spec_from_file_location("lipjax_rules_table", DOCS / "rules_table.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def rules_table(docs_module):
+  return docs_module("rules_table")
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,11 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def speed_tables():
-  path = ROOT / "docs" / "speed_tables.py"
-  spec = importlib.util.spec_from_file_location("lipjax_speed_tables", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+def speed_tables(docs_module):
+  module = docs_module("speed_tables")
   if not module.RESULTS.exists():
     pytest.skip("a tree without benchmarks/, such as an sdist")
   return module

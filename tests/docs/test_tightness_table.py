@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,12 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tightness_table():
-  path = ROOT / "docs" / "tightness_table.py"
-  spec = importlib.util.spec_from_file_location("lipjax_tightness_table", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def tightness_table(docs_module):
+  return docs_module("tightness_table")
 
 
 def test_every_network_has_its_row(tightness_table):

@@ -10,8 +10,8 @@ pytest.importorskip("matplotlib")
 from lipjax.integrations.plot import plot_norms
 
 HISTORY = [
-  {"a": 0.0, "b": np.zeros(2), "largest": 0.0},
-  {"a": 2.0, "b": np.array([1.0, 3.0]), "largest": 3.0, "late": 5.0},
+  {"a": 0.0, "b": np.zeros(2), "n/largest": 0.0},
+  {"a": 2.0, "b": np.array([1.0, 3.0]), "n/largest": 3.0, "late": 5.0},
 ]
 
 
