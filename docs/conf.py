@@ -35,6 +35,7 @@ default_role = "py:obj"  # `name` in a docstring links to the name where it is d
 html_theme = "sphinx_book_theme"
 html_title = "lipjax"
 html_static_path = ["_static"]
+html_css_files = ["lipjax.css"]
 html_theme_options = {"show_navbar_depth": 2, "home_page_in_toc": True}
 
 # Every page is run at every build, and an error in a cell is an error of the build.
@@ -57,6 +58,17 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 
 
+def _keep_colons(app, what, name, obj, options, lines):
+  """Breaks the first line of what is returned before its colon: napoleon would see a type there."""
+  del app, what, name, obj, options
+  for i in range(len(lines) - 1, 0, -1):
+    text = re.sub(r"``.*?``|`[^`]*`", lambda code: "x" * len(code[0]), lines[i])
+    if lines[i - 1].strip() == "Returns:" and ":" in text:
+      place = text.rindex(" ", 0, text.index(":"))
+      indent = " " * (len(text) - len(text.lstrip()))
+      lines[i : i + 1] = [lines[i][:place], indent + lines[i][place + 1 :]]
+
+
 def _show_guarantee(app, what, name, obj, options, lines):
   """Makes the word Guarantee, which opens a paragraph of a docstring, bold."""
   del app, what, name, obj, options
@@ -75,5 +87,7 @@ def _short_aliases(app, what, name, obj, options, signature, returns):
 def setup(app):
   """Stops the build where the API page and the package's public names differ."""
   public_names.check(HERE / "api.md")
+  # Before napoleon's own, which has 500.
+  app.connect("autodoc-process-docstring", _keep_colons, priority=400)
   app.connect("autodoc-process-docstring", _show_guarantee)
   app.connect("autodoc-process-signature", _short_aliases)

@@ -51,15 +51,14 @@ def flax_layout(path: str, leaf: jax.ShapeDtypeStruct) -> LinearOperator | None:
   leaf                         operator
   ===========================  ========================================================
   ``kernel``, 2-D              ``Dense()``: (in, out)
-  ``kernel`` of an attention   ``Dense((0,), (1, 2))`` for query, key and value of shape
-  projection, 3-D              (D, H, dh) with D = H·dh; ``Dense((0, 1), (2,))`` for out
+  attention's ``kernel``, 3-D  ``Dense((0,), (1, 2))`` for query, key and value of shape
+                               (D, H, dh) with D = H·dh; ``Dense((0, 1), (2,))`` for out
   ``kernel`` under a ``conv``  `ReshapedKernel`, 1-D and 2-D convolutions
   ``embedding``, 2-D           ``Dense()``: from one-hot tokens to features
   ``lora_a``, ``lora_b``, 2-D  ``Dense()``, each factor by itself
   ``scale``, 1-D               ``Diagonal()``
   ``bias``, ``mean``, ``var``  ``None`` at any rank: not a linear map
-  under linen's ``Scan…`` or   the same with axis 0 as batch axis
-  ``Vmap…`` modules
+  under ``Scan…``, ``Vmap…``   the same with axis 0 as batch axis (linen's lifted modules)
   ===========================  ========================================================
 
   Everything else raises: a 3-D ``kernel`` can be a ``DenseGeneral``, a stack or

@@ -37,11 +37,10 @@ def trace_layout(
   convolution                     `Convolution` at the size of this input, transposed ones too
   entry by entry, as a factor     `Diagonal`; dividing by a standard deviation is another map
   rows looked up by the data      ``Dense()``: from one-hot tokens to features
-  any of these, in a scan over    the operator of a slice, with the stack as batch axes
-  the leaf or index by index
+  any of these, slice by slice    the operator of a slice, with the stack as batch axes
   added, compared, concatenated   ``None``: a bias
-  entry by entry, through a       ``None``: a running variance, a temperature ``exp(t)``, a
-  nonlinear function              divisor
+  through a nonlinear function    ``None``: a running variance, a temperature ``exp(t)``, a
+                                  divisor
   nowhere                         ``None``
   ==============================  ==========================================================
 
