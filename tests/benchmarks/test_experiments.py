@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lipjax
+
 ROOT = Path(__file__).parents[2]
 
 pytest.importorskip("matplotlib", reason="the experiments draw figures")
@@ -64,6 +66,25 @@ def test_certified_quick(tmp_path, capsys):
     assert np.all(attacked <= method["clean"])
     assert method["strength"] == float(max(method["validation"], key=method["validation"].get))
   assert "pairs of classes, ellipsoids" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_claims_quick(tmp_path, capsys):
+  pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+  numbers = run_quick(tmp_path, "claims")
+  assert [len(task["methods"]) for task in numbers["tasks"]] == [6, 6, 6, 7, 7, 7]
+  for task in numbers["tasks"]:
+    for method in task["methods"].values():
+      clean = max(method["validation"], key=lambda x: x["clean"])
+      assert method["chosen"]["clean"]["rate"] == clean["rate"]
+      assert method["chosen"]["clean"]["strength"] == clean["strength"]
+      assert np.shape(method["chosen"]["robust"]["seeds"]["test"]) == (2,)
+  for followed in numbers["tracker"]:
+    for layer in followed["by_layer"].values():
+      assert np.max(np.abs(layer["subspace"])) < 0.02
+  out = capsys.readouterr().out
+  assert all(sentences for sentences in numbers["findings"].values())
+  assert "is more accurate than none, L2, adversarial is" in out.replace("\n", " ")
 
 
 def test_critics_are_timed_against_the_first():
@@ -133,3 +154,79 @@ def test_cifar_files_that_are_wrong_are_named(tmp_path):
   (tmp_path / "test_batch.bin").write_bytes(b"\xff" * cifar.ROWS * cifar.ROW_BYTES)
   with pytest.raises(ValueError, match="label 255"):
     cifar.load(tmp_path)
+
+
+def claims_data(n=20):
+  data = load("supervised_data")
+  images = jax.random.uniform(jax.random.key(0), (n, 64))
+  split = data.Split(images, jnp.arange(n) % 10)
+  return data.Data("digits", split, split, split, (0.0, 0.6), 0.6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_the_share_of_wrong_labels_is_the_one_asked_for(share):
+  tasks, split = load("claims_tasks"), claims_data(50).train
+  noisy = tasks.with_wrong_labels(split, share)
+  assert int(jnp.sum(noisy.labels != split.labels)) == round(share * 50)
+  assert int(noisy.labels.min()) >= 0
+  assert int(noisy.labels.max()) <= 9
+  np.testing.assert_array_equal(tasks.with_wrong_labels(split, share).labels, noisy.labels)
+
+
+def test_an_epoch_shows_every_image_once_in_as_many_epochs_for_every_batch():
+  tasks = load("claims_tasks")
+  rows = tasks.rows_of_epoch(jax.random.key(0), 20, 6)
+  assert rows.shape == (3, 6)
+  assert len(np.unique(rows)) == 18
+  (whole,) = tasks.rows_of_epoch(jax.random.key(1), 20, 20)
+  np.testing.assert_array_equal(np.sort(whole), np.arange(20))
+  small, large, wrong = tasks.tasks("MLP", 1000)
+  assert (small.batch, large.batch, wrong.batch) == (64, 1000, 64)
+  assert (small.n_steps(1000, 1500), large.n_steps(1000, 1500)) == (1500, 100)
+  assert large.n_steps(1000, 1) == 1
+
+
+def test_noise_is_the_same_every_time_and_none_without_deviation():
+  measure, (mlp, _) = load("claims_measure"), load("claims_networks").networks(claims_data())
+  params, split = mlp.init(jax.random.key(0)), claims_data().test
+  split = split._replace(labels=jnp.argmax(mlp.logits(params, split.images), axis=-1))
+  first, again = (measure.noisy_accuracy(mlp, params, split, 1.0) for _ in range(2))
+  assert first == again < 1
+  assert measure.noisy_accuracy(mlp, params, split, 0.0) == 1
+
+
+def test_layouts_are_the_true_maps_and_flax_layout_the_flattened_kernels():
+  networks = load("claims_networks")
+  cnn = networks.cnn()
+  params, x = cnn.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 4, 32))
+  operator, kernel = cnn.layout["conv_2/kernel"], params["conv_2"]["kernel"]
+  assert operator.input_shape(kernel.shape) == x.shape
+  expected = networks.convolve(x[None], kernel, 2)[0]
+  np.testing.assert_allclose(operator.apply(kernel, x), expected, atol=1e-5)
+  flattened = np.asarray(kernel).reshape(-1, 32)
+  reshaped = lipjax.spectral_norms({"conv_2": params["conv_2"]})["conv_2/kernel"]
+  assert float(reshaped) == pytest.approx(np.linalg.norm(flattened, 2), rel=1e-5)
+
+
+def test_norms_that_others_are_compared_with_are_those_of_the_matrices():
+  networks, tracker = load("claims_networks"), load("claims_tracker")
+  mlp = networks.mlp(64)
+  params = mlp.init(jax.random.key(0))
+  found = tracker.exact_norms(mlp, params)
+  for layer, leaves in params.items():
+    norm = np.linalg.norm(np.asarray(leaves["kernel"], np.float64), 2)
+    assert found[f"{layer}/kernel"] == pytest.approx(norm, rel=1e-12)
+
+
+def test_a_claim_is_shown_only_where_every_difference_is_more_than_noise():
+  findings, tasks = load("claims_findings"), load("claims_tasks")
+  measured = load("claims_measure").Measured
+  of = lambda test: measured(*(np.array(x) for x in (np.ones(3), test, test, test, np.ones(3))))
+  ours, far, near = of([0.9, 0.91, 0.92]), of([0.8, 0.81, 0.82]), of([0.9, 0.9, 0.91])
+  task = tasks.Task("MLP", 1000, 0.0)
+  say = lambda **theirs: findings._against(task, ours, theirs)
+  assert "a, b is shown (higher test accuracy than a, b by" in say(a=far, b=far)
+  assert "a, b is not shown (higher test accuracy than a by" in say(a=far, b=near)
+  assert "a is not shown (higher test accuracy than none of" in say(a=near)
+  highest = findings._highest(task, "test", {"ours": ours, "far": far, "near": near})
+  assert highest.endswith("with ours; within noise of it: near.")
