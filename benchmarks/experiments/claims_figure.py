@@ -1,57 +1,84 @@
-"""The figure of ``claims``: for each network accuracy, its gap, and what attacks leave of it."""
+"""The figure of ``claims``: for each network accuracy, gap, wrong labels, and robustness."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.experiments import report
-from benchmarks.experiments.claims_choose import CLEAN, ROBUST
+from benchmarks.experiments.claims_choose import CLEAN, ROBUST, Result
 from benchmarks.experiments.claims_findings import Results
 from benchmarks.experiments.claims_measure import NOISE
+from benchmarks.experiments.claims_tasks import Task
 from benchmarks.experiments.supervised_data import Data
 
 # Told apart in every common kind of colour blindness.
 STYLES = ("#0072B2", "o"), ("#E69F00", "D"), ("#555555", "s")
+N_PANELS = 4
+
+
+class Series(NamedTuple):
+  """A dot a method: of which results, by which score, and what of them."""
+
+  label: str
+  found: dict[str, Result]
+  score: str
+  measure: str
 
 
 def draw_figure(data: Data, results: Results) -> Any:
-  n_networks = len(results) // 3
-  figure, panels = report.new_figure(3, n_networks)
-  for (small, large, wrong), row in zip(
-    zip(*[iter(results)] * 3, strict=True), panels.reshape(n_networks, 3), strict=True
-  ):
-    labels = f"batch {small.batch}", f"batch {large.batch}", f"{wrong.wrong:.0%} wrong labels"
-    some = dict(zip(labels, (small, large, wrong), strict=True))
-    for axes, measure in zip(row, ("test", "gap"), strict=False):
-      for (label, task), style in zip(some.items(), STYLES, strict=True):
-        _dots(axes, results[task], CLEAN, measure, label, style)
-    row[0].set(title=f"{data.name}, {small.network}: accuracy", xlabel="test accuracy (%)")
-    row[1].set(title="Gap", xlabel="training minus test accuracy (points)")
-    _robustness(row[2], data, results[small], small)
-    for axes in row:
-      report.legend_below(axes)
+  groups = list(zip(*[iter(results)] * 3, strict=True))
+  figure, axes = report.new_figure(N_PANELS, len(groups))
+  for tasks, row in zip(groups, axes.reshape(-1, N_PANELS), strict=True):
+    panels = _panels(data, results, *tasks)
+    for (title, (label, series)), one in zip(panels.items(), row, strict=True):
+      for some, style in zip(series, STYLES, strict=False):
+        _dots(one, some, style)
+      one.set(title=title, xlabel=label)
+      report.legend_below(one)
   return figure
 
 
-def _robustness(axes, data, found, task):
-  labels = {
+def _panels(
+  data: Data, results: Results, small: Task, large: Task, wrong: Task
+) -> dict[str, tuple[str, Iterable[Series]]]:
+  """By title: the label of the axis, and what is drawn."""
+  batches = {f"batch {task.batch}": results[task] for task in (small, large)}
+  of_wrong = {"train": "training, wrong labels included", "test": "test"}
+  of_robust = {
     "test": "clean",
     "attacked": f"attack {data.radius:g}",
     "noisy": f"noise {NOISE[data.name]:g}",
   }
-  for (measure, label), style in zip(labels.items(), STYLES, strict=True):
-    _dots(axes, found, ROBUST, measure, label, style)
-  axes.set(title=f"Robustness, batch {task.batch}", xlabel="test accuracy (%)")
+  percent = "test accuracy (%)"
+  return {
+    f"{data.name}, {small.network}: accuracy": (
+      percent,
+      [Series(label, found, CLEAN, "test") for label, found in batches.items()],
+    ),
+    "Gap": (
+      "training minus test accuracy (points)",
+      [Series(label, found, CLEAN, "gap") for label, found in batches.items()],
+    ),
+    f"{wrong.wrong:.0%} wrong labels": (
+      "accuracy (%)",
+      [Series(label, results[wrong], CLEAN, measure) for measure, label in of_wrong.items()],
+    ),
+    f"Robustness, batch {small.batch}": (
+      percent,
+      [Series(label, results[small], ROBUST, measure) for measure, label in of_robust.items()],
+    ),
+  }
 
 
-def _dots(axes, found, score, measure, label, style):
-  """A dot a method, with its standard error, the first one at the top."""
+def _dots(axes: Any, series: Series, style: tuple[str, str]) -> None:
+  """With standard errors, the first method at the top."""
   color, marker = style
-  estimates = [result.measured[score].estimates()[measure] for result in found.values()]
-  means, errors = np.array(estimates).T
-  places = np.arange(len(found))[::-1]
+  measured = (result.measured[series.score] for result in series.found.values())
+  means, errors = np.array([x.estimates()[series.measure] for x in measured]).T
+  places = np.arange(len(means))[::-1]
   look = {"color": color, "marker": marker, "ms": 6, "ls": "", "capsize": 3, "alpha": 0.9}
-  axes.errorbar(means, places, xerr=errors, label=label, **look)
-  axes.set_yticks(places, list(found))
+  axes.errorbar(means, places, xerr=errors, label=series.label, **look)
+  axes.set_yticks(places, list(series.found))

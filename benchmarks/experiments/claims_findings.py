@@ -61,13 +61,13 @@ def _large_batches(results: Results, small: Task, large: Task) -> Iterable[str]:
 
 
 def _against(task: Task, ours: Measured, theirs: dict[str, Measured]) -> str:
-  """Than which others the test accuracy is higher, and whether that is the claim."""
+  """Against how many of the others the test accuracy is higher, and whether that is the claim."""
   higher = [name for name, other in theirs.items() if _verdict(ours, other, "test") == "higher"]
   shown = "shown" if len(higher) == len(theirs) else "not shown"
-  of = f"higher test accuracy than {', '.join(higher) or 'none of these'}"
+  names = f" ({', '.join(higher)})" if higher else ""
   return (
-    f"{task.title}: that {SPECTRAL} is more accurate than {', '.join(theirs)} is {shown}"
-    f" ({of} by more than noise)."
+    f"{task.title}: that {SPECTRAL} is more accurate than {', '.join(theirs)} is {shown}:"
+    f" by more than noise it is so against {len(higher)} of {len(theirs)}{names}."
   )
 
 

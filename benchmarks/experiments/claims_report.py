@@ -21,6 +21,9 @@ from benchmarks.experiments.options import Budget
 from benchmarks.experiments.supervised_data import Data
 from benchmarks.experiments.supervised_network import ATTACK_STEPS
 
+#: What is printed of the networks that were chosen by each score.
+COLUMNS = {CLEAN: ("train", "test", "gap"), ROBUST: ("test", "attacked", "noisy", "product")}
+
 
 def tables(data: Data, results: Results, tracked: Tracked) -> Group:
   """Of each task by each score, and of the norms that were followed."""
@@ -29,15 +32,22 @@ def tables(data: Data, results: Results, tracked: Tracked) -> Group:
 
 
 def _table(data: Data, task: Task, found: Mapping[str, Result], score: str) -> Table:
-  headers = ("rate", "strength", "train\n%", "test\n%", "gap")
-  headers += (f"attack\n{data.radius:g}\n%", f"noise\n{NOISE[data.name]:g}\n%", "product\nof σ")
+  headers = {
+    "train": "train\n%",
+    "test": "test\n%",
+    "gap": "gap",
+    "attacked": f"attack {data.radius:g}\n%",
+    "noisy": f"noise {NOISE[data.name]:g}\n%",
+    "product": "product\nof σ",
+  }
+  shown = COLUMNS[score]
   rows = {}
   for name, result in found.items():
     means, choice = result.measured[score].estimates(), result.chosen[score]
-    order = ("train", "test", "gap", "attacked", "noisy", "product")
-    cells = (report.cell(means[measure], 1) for measure in order)
+    cells = (report.cell(means[measure], 1) for measure in shown)
     rows[name] = [f"{choice.rate:g}", f"{choice.strength:g}", *cells]
-  return report.table(f"{data.name}, {task.title}, chosen by {score} score", headers, rows)
+  title = f"{data.name}, {task.title}, chosen by {score} score"
+  return report.table(title, ("rate", "strength", *(headers[x] for x in shown)), rows)
 
 
 def _tracker_table(tracked: Tracked) -> Table:
