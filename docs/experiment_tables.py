@@ -59,11 +59,6 @@ def notes(name: str, data: str) -> str:
   return "".join(f"- {note}\n" for note in runs(name)[data]["notes"])
 
 
-def figure(name: str, data: str = "digits") -> Path:
-  """The picture that a run drew."""
-  return RUNS[data] / f"{name}.png"
-
-
 def large_batches() -> str:
   """Test accuracy and gap with small and with large batches."""
   rows = []
