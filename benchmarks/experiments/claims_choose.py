@@ -45,7 +45,6 @@ def result(
   data: Data,
   n_seeds: int,
   n_steps: int,
-  on_trained: Callable[[], None] = lambda: None,
 ) -> Result:
   """Trains a network for each candidate, and the chosen ones for the other seeds.
 
@@ -56,16 +55,13 @@ def result(
     data: with labels that are right.
     n_seeds: for what is chosen; the first alone for the other candidates.
     n_steps: of a training with small batches, equal numbers of epochs for all.
-    on_trained: called after every training.
   """
   data = data._replace(train=with_wrong_labels(data.train, task.wrong))
   program = Program(network, method, task.batch, task.n_steps(len(data.train.labels), n_steps))
 
   @functools.cache
   def trained(choice: Choice, seed: int) -> Any:
-    weights = train(program, choice, seed, data.train)
-    on_trained()
-    return weights
+    return train(program, choice, seed, data.train)
 
   @functools.cache
   def measured(choice: Choice) -> Measured:

@@ -58,14 +58,14 @@ def mlp(n_pixels: int) -> Network:
   """A perceptron of two hidden layers of ReLU."""
   sizes = (n_pixels, *HIDDEN, CLASSES)
   shapes = {f"dense_{i}": pair for i, pair in enumerate(itertools.pairwise(sizes))}
+  *hidden, last = shapes
 
   def logits(params, images):
     x = images - 0.5
-    for layer in list(shapes)[:-1]:
+    for layer in hidden:
       x = jax.nn.relu(_dense(params[layer], x))
-    return _dense(params[layer_of_scores], x)
+    return _dense(params[last], x)
 
-  layer_of_scores = list(shapes)[-1]
   layout = {f"{layer}/kernel": lipjax.Dense() for layer in shapes}
   return Network("MLP", "-".join(map(str, sizes)), shapes, logits, layout | _biases(shapes))
 
