@@ -3,6 +3,8 @@
 - ``LIPJAX_TEST_DEVICES=8``: that many CPU devices (default 1, on which lipjax takes dot
   products; `contracts/test_eight_devices.py` runs the sharded tests in such a process).
 - ``LIPJAX_TEST_X64=1``: 64-bit arrays by default.
+- ``LIPJAX_TEST_SHARE=1/8``: the first of eight parts of the tests that are asked for; a test is
+  always in the same part.
 - ``LIPJAX_TEST_CACHE=folder``: keep compiled programs there; a second run is much faster.
 - ``XLA_FLAGS``: the compiler's, as everywhere; where it is not set, programs are compiled fast
   instead of well, as most run once. ``XLA_FLAGS= pytest`` tests what users get.
@@ -14,6 +16,7 @@
 import gc
 import itertools
 import os
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -32,6 +35,9 @@ N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
 if N_DEVICES > 1:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", N_DEVICES)
+  # Of two programs under way at once each can hold threads that the other waits for, and XLA
+  # aborts: seen twice on two busy cores.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_enable_x64", os.environ.get("LIPJAX_TEST_X64", "0") == "1")
 if "LIPJAX_TEST_CACHE" in os.environ:
   jax.config.update("jax_compilation_cache_dir", os.environ["LIPJAX_TEST_CACHE"])
@@ -45,6 +51,14 @@ settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _MAPS, _TESTS = Path("/proc/self/maps"), itertools.count(1)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves the tests of one part."""
+  part, n_parts = map(int, os.environ.get("LIPJAX_TEST_SHARE", "1/1").split("/"))
+  is_in = lambda item: zlib.crc32(item.nodeid.encode()) % n_parts == part % n_parts
+  config.hook.pytest_deselected(items=[item for item in items if not is_in(item)])
+  items[:] = filter(is_in, items)
 
 
 def pytest_collection_finish():

@@ -103,6 +103,7 @@ def test_what_has_no_ellipsoid():
     np.testing.assert_allclose(pairs, lipjax.margin_upper_bounds(fn, 1)(w, X), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_on_a_ball():
   fn = lambda weights, x: net(weights, x + 1)
   bounds = lipjax.carried_margin_upper_bounds(fn, 1, radius=0.1, n_steps=2)

@@ -19,6 +19,7 @@ from lipjax.certify.bounds.layers import prepared
 from lipjax.certify.compiled import on_arrays
 from lipjax.certify.lipschitz import bounds_by_engine, engines
 
+SLOW = pytest.mark.slow
 DATA = Path(__file__).parents[3] / "shared" / "data" / "lipsdp"
 WIDTHS = ((16, 16, 16, 16, 16), (3, 12, 9, 14, 2), (1, 1, 1, 1, 1), (13, 1, 16, 1, 9))
 
@@ -63,8 +64,11 @@ def steepest(seed, weights, slopes, n=300):
   return top_sigma(total).max()
 
 
-@pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("effort", ["default", "tight"])
+@pytest.mark.parametrize(
+  ("effort", "widths"),
+  [("default", widths) for widths in WIDTHS]
+  + [pytest.param("tight", widths, marks=SLOW) for widths in WIDTHS],
+)
 def test_relu_networks(widths, effort):
   for seed in range(0, 30, 10):
     weights = network(seed, widths)
@@ -73,7 +77,7 @@ def test_relu_networks(widths, effort):
     assert truth * (1 - 1e-12) <= found <= 2 * truth
 
 
-@pytest.mark.parametrize("low", [0.0, -0.5])
+@pytest.mark.parametrize("low", [pytest.param(0.0, marks=SLOW), -0.5])
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_slopes_of_every_neuron(widths, low):
   rng, weights, slopes = np.random.default_rng(1), network(1, widths), []
@@ -123,7 +127,8 @@ def test_degenerate_weights(weights):
 
 
 @pytest.mark.parametrize(
-  ("widths", "cost"), [((64, 64, 64, 64, 10), 5e-4), ((512, 512, 512, 3), 2e-3)]
+  ("widths", "cost"),
+  [pytest.param((64, 64, 64, 64, 10), 5e-4, marks=SLOW), ((512, 512, 512, 3), 2e-3)],
 )
 def test_little_is_lost_to_rounding(widths, cost):
   weights = network(0, widths)
@@ -142,8 +147,12 @@ def slanted(u):
   return jnp.where(u > 0, u, 0.9 * u)
 
 
-@pytest.mark.parametrize("function", [jax.nn.relu, slanted, jax.nn.gelu])
-@pytest.mark.parametrize("radius", [None, 0.3])
+@pytest.mark.parametrize(
+  ("radius", "function"),
+  [(None, jax.nn.relu), (0.3, slanted)]
+  + [pytest.param(None, fn, marks=SLOW) for fn in (slanted, jax.nn.gelu)]
+  + [pytest.param(0.3, fn, marks=SLOW) for fn in (jax.nn.relu, jax.nn.gelu)],
+)
 def test_liplt_is_no_better(function, radius):
   # Where layers follow one another it is left out.
   weights = [normal(i, (16, 16), FLOAT, 0.4) for i in range(4)]
@@ -160,17 +169,19 @@ def test_liplt_is_no_better(function, radius):
   assert found["ellipsoid"] <= 1.001 * liplt
 
 
-@pytest.mark.parametrize("n_layers", [2, 4, 8])
+@pytest.mark.parametrize("n_layers", [2, 4, pytest.param(8, marks=SLOW)])
 def test_liplt_is_no_better_without_a_step(n_layers, monkeypatch):
   monkeypatch.setattr(effort, "OPERATIONS", 0)
   for seed, slope in enumerate((0.0, 0.5, -1.0)):
     weights = [normal(10 * seed + i, (24, 24), FLOAT, 0.2) for i in range(n_layers)]
-    fn = lambda weights, x: apply(weights, [leaky(slope, 1.0)] * (n_layers - 1), x)
+    function = leaky(jnp.full(24, slope, FLOAT), 1.0)
+    fn = lambda weights, x, function=function: apply(weights, [function] * (n_layers - 1), x)
     args = weights, jnp.zeros(24, FLOAT)
     liplt = bounds_by_engine(fn, 1, args, effort="fast")["liplt"]
     assert bounds_by_engine(fn, 1, args)["ellipsoid"] <= 1.001 * liplt
 
 
+@pytest.mark.slow
 def test_liplt_is_no_better_after_a_single_step():
   weights = network(0, (600, 600, 600, 10))
   x = jnp.zeros(600, FLOAT)
@@ -204,7 +215,10 @@ def test_results_out_of_range():
 
 @pytest.mark.parametrize(
   ("file", "lower", "default", "tight"),
-  [("random_weights.mat", 36.4822, 36.56, 36.49), ("mnist_weights.mat", 24.2992, 24.6, 24.45)],
+  [
+    pytest.param("random_weights.mat", 36.4822, 36.56, 36.49, marks=SLOW),
+    ("mnist_weights.mat", 24.2992, 24.6, 24.45),
+  ],
 )
 def test_published_networks(file, lower, default, tight):
   # Fazlyab et al. (2019), LipSDP: 36.482 and 24.366 are the program's optima.
@@ -220,15 +234,19 @@ def orthogonal(seed, n):
   return jnp.asarray(np.linalg.qr(np.asarray(normal(seed, (n, n), FLOAT)))[0], FLOAT)
 
 
+OTHER_SORTS = (
+  lambda a, b: jnp.sort(jnp.stack([a, b], 1), axis=1).ravel(),
+  lambda a, b: jnp.stack([jnp.stack([a, b]).max(0), jnp.stack([a, b]).min(0)], 1).ravel(),
+  lambda a, b: jnp.concatenate([a + b + jnp.abs(a - b), a + b - jnp.abs(a - b)]) / 2,
+)
+
+
 @pytest.mark.parametrize(
   "sort",
   [
     lambda a, b: jnp.concatenate([jnp.maximum(a, b), jnp.minimum(a, b)]),
-    lambda a, b: jnp.stack([jnp.stack([a, b]).max(0), jnp.stack([a, b]).min(0)], 1).ravel(),
-    lambda a, b: jnp.sort(jnp.stack([a, b], 1), axis=1).ravel(),
-    lambda a, b: jnp.concatenate([a + b + jnp.abs(a - b), a + b - jnp.abs(a - b)]) / 2,
+    *(pytest.param(sort, marks=SLOW) for sort in OTHER_SORTS),
   ],
-  ids=["halves", "axis", "sort", "difference"],
 )
 def test_maxmin_networks(sort):
   # The larger and the lesser together are 1-Lipschitz; one by one they would be √2 a layer.
@@ -244,10 +262,11 @@ def test_maxmin_networks(sort):
   ("pair", "norm"),
   [
     (lambda x: (jax.nn.relu(x), jax.nn.relu(-x)), 1),
-    (lambda x: (jnp.maximum(x, 0), jnp.minimum(x, 0)), 1),
-    (lambda x: (x - jax.nn.leaky_relu(x), jax.nn.leaky_relu(x)), 1),
     (lambda x: (jnp.abs(x), jnp.where(-x < 0, 2 * x, 0)), 5**0.5),
-    (lambda x: (jax.nn.relu(x), jax.nn.relu(1 - x)), 2**0.5),  # both between the kinks
+    pytest.param(lambda x: (jnp.maximum(x, 0), jnp.minimum(x, 0)), 1, marks=SLOW),
+    pytest.param(lambda x: (x - jax.nn.leaky_relu(x), jax.nn.leaky_relu(x)), 1, marks=SLOW),
+    # Both between the kinks.
+    pytest.param(lambda x: (jax.nn.relu(x), jax.nn.relu(1 - x)), 2**0.5, marks=SLOW),
   ],
 )
 def test_functions_with_one_kink_are_seen_together(pair, norm):
@@ -349,13 +368,11 @@ def shared(weights, x):
 @pytest.mark.parametrize(
   ("fn", "radius"),
   [
-    (residual, None),
-    (two_ends, None),
     (shared, None),
     (gated, 0.3),
-    (attention, 0.3),
     (residual, 0.1),
-    (two_ends, 0.1),
+    *(pytest.param(fn, None, marks=SLOW) for fn in (residual, two_ends)),
+    *(pytest.param(*case, marks=SLOW) for case in ((attention, 0.3), (two_ends, 0.1))),
   ],
 )
 def test_graphs_with_branches(fn, radius):
@@ -403,16 +420,21 @@ def test_derivatives_of_a_step():
   check_grads(raised, (root @ root.T, d), order=1, atol=1e-2, rtol=1e-2, eps=1e-2)
 
 
-@pytest.mark.parametrize("zeros", [(0, 1, 2), (1,), (2,)])
-@pytest.mark.parametrize("effort", ["fast", "default"])
-def test_derivatives_at_zero_weights(zeros, effort):
-  weights = network(6, (4, 6, 6, 4))
-  weights = [w * (i not in zeros) for i, w in enumerate(weights)]
-  fn = lambda weights, x: apply(weights, [jax.nn.relu] * 2, x)
-  bound = lambda weights: lipjax.lipschitz_upper_bound(fn, 1, effort=effort)(weights, jnp.zeros(4))
-  pairs = lambda weights: jnp.sum(lipjax.margin_upper_bounds(fn, 1)(weights, jnp.zeros(4)))
-  for of in (bound, pairs):
-    assert all(jnp.isfinite(slope).all() for slope in jax.grad(of)(weights))
+@pytest.mark.parametrize(
+  "of",
+  [
+    lipjax.lipschitz_upper_bound(apply_relu, 1, effort="fast"),
+    lipjax.lipschitz_upper_bound(apply_relu, 1),
+    lipjax.margin_upper_bounds(apply_relu, 1),
+  ],
+  ids=["norms", "ellipsoid", "pairs"],
+)
+def test_derivatives_at_zero_weights(of):
+  slopes = jax.jit(jax.grad(lambda weights: jnp.sum(of(weights, jnp.zeros(4)))))
+  for zeros in [(0, 1, 2), (1,), (2,)]:
+    weights = network(6, (4, 6, 6, 4))
+    weights = [w * (i not in zeros) for i, w in enumerate(weights)]
+    assert all(jnp.isfinite(slope).all() for slope in slopes(weights))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -251,10 +251,10 @@ def nnx_scan():
 
 
 LINEAR = (eqx_linear, hk_linear, linen_linear, nnx_linear)
-QUICK = (eqx_batch_norm, linen_scan, linen_convolutions, nnx_u_net)
+QUICK = (linen_scan, nnx_u_net)
 SLOW = (
-  eqx_convolutions, eqx_scan, eqx_unrolled, hk_resnet, hk_lstm, hk_layer_stack, linen_bidirectional,
-  nnx_simple, nnx_lstm, nnx_scan,
+  eqx_batch_norm, eqx_convolutions, eqx_scan, eqx_unrolled, hk_resnet, hk_lstm, hk_layer_stack,
+  linen_convolutions, linen_bidirectional, nnx_simple, nnx_lstm, nnx_scan,
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def test_a_batch_under_jit():
   assert all(radius <= nearest_flip(x) for radius, x in zip(local, points, strict=True))
 
 
+@pytest.mark.slow
 def test_alone_and_traced_are_the_same():
   x = normal(3, (8, 4), scale=2.0)[0]
   alone = local_certified_radius(net, 1, up_to=4.0, n_steps=3)(WEIGHTS, x)

@@ -69,7 +69,7 @@ def check(fn, x, **domain):
   [
     ((20, 16, 16, 16, 5), jax.nn.relu),
     pytest.param((6, 9, 5), jnp.tanh, marks=pytest.mark.slow),
-    ((6, 9, 5), jax.nn.gelu),
+    pytest.param((6, 9, 5), jax.nn.gelu, marks=pytest.mark.slow),
     ((6, 9, 5), lambda x: x),
   ],
 )
@@ -88,12 +88,19 @@ def test_a_network_of_linen_that_is_no_chain_under_jit():
   np.testing.assert_allclose(jitted, pairs, rtol=1e-5)
 
 
-def test_products_of_what_moves_are_not_split():
+V, W, LAST = normal(0, (6, 8)), normal(1, (6, 8), scale=3.0), normal(2, (8, 5))
+
+
+@pytest.mark.parametrize(
+  "fn",
+  [
+    lambda x: (jnp.tanh(x @ V) * jax.nn.sigmoid(x @ W)) @ LAST,
+    pytest.param(lambda x: jax.nn.softmax(x @ W) @ LAST, marks=pytest.mark.slow),
+  ],
+)
+def test_products_of_what_moves_are_not_split(fn):
   """A gate is a linear function and a rest, which may be larger than the whole."""
-  v, w, last = normal(0, (6, 8)), normal(1, (6, 8), scale=3.0), normal(2, (8, 5))
-  check(lambda x: (jnp.tanh(x @ v) * jax.nn.sigmoid(x @ w)) @ last, jnp.zeros(6, FLOAT))
-  attention = lambda x: jax.nn.softmax(x @ w) @ last
-  check(attention, jnp.zeros(6, FLOAT))
+  check(fn, jnp.zeros(6, FLOAT))
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
@@ -198,12 +205,13 @@ def test_radii_grow_and_no_attack_succeeds_within():
   assert np.mean(found) > 0.5
 
 
-def test_gradients_in_the_parameters():
+@pytest.mark.parametrize("effort", ["fast", pytest.param("default", marks=pytest.mark.slow)])
+def test_gradients_in_the_parameters(effort):
   model, variables, x = linen()
   # Classes 0 and 1 are the same, where a norm has no derivative.
   kernel = variables["params"]["Dense_0"]["kernel"]
   variables["params"]["Dense_0"]["kernel"] = kernel.at[:, 1].set(kernel[:, 0])
-  total = lambda v: jnp.sum(margin_upper_bounds(model.apply, argnums=1)(v, x))
+  total = lambda v: jnp.sum(margin_upper_bounds(model.apply, 1, effort=effort)(v, x))
   for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(variables)):
     assert np.all(np.isfinite(leaf))
 

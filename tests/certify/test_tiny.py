@@ -84,7 +84,7 @@ def test_tiny_weights(name):
     assert float(bound) <= max(4 * least, 1e4 * TINY), engine
 
 
-QUICK = ("three", "layer norm of little", "weights")
+QUICK = ("layer norm of little", "weights")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,14 @@ def exact_norms(name, w):
   return top_sigma(dense_convolution(operator, w) if isinstance(operator, Convolution) else w)
 
 
-@pytest.mark.parametrize("kind", ["normal", "diagonal", "one_entry", "tiny", "heavy"])
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "normal",
+    "tiny",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("diagonal", "one_entry", "heavy")),
+  ],
+)
 def test_the_spectral_ball_is_kept_after_every_update_of_any_size(kind):
   """Forty random updates; SGD 0.5 on N(0, 1) left 2.09 for 1.5 with one vector a leaf."""
   radius, tol = 1.5, 0.01

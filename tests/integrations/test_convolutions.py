@@ -305,6 +305,7 @@ def check_norm(layer, shape, weights, above):
   assert 1 - 1e-4 < sigma < 1 + above
 
 
+@pytest.mark.slow
 def test_linen_cnn_keeps_every_norm():
   model, (x, labels) = LinenCNN(linen_norm()), data()
   variables = jax.jit(model.init)(KEY, x)

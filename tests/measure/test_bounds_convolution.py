@@ -74,7 +74,7 @@ def random_configuration(seed):
   return operator, jnp.asarray(w * scale, FLOAT if dtype == "float32" else dtype)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_convolution_is_outside(seed, no_matrix):
   check(*random_configuration(seed))
 
@@ -123,7 +123,9 @@ def test_kernels_ascended_to_break_the_bound(name, no_matrix):
   check(operator, w)
 
 
-@pytest.mark.parametrize("m_n", [(5, 8), (8, 8), (3, 12)], ids=str)
+@pytest.mark.parametrize(
+  "m_n", [(5, 8), pytest.param((8, 8), marks=pytest.mark.slow), (3, 12)], ids=str
+)
 @pytest.mark.parametrize("strides", [1, 2])
 def test_circular_is_tight(m_n, strides, no_matrix):
   n = 4 * strides
@@ -132,7 +134,7 @@ def test_circular_is_tight(m_n, strides, no_matrix):
   assert bounds.names == "circulant"
 
 
-@pytest.mark.parametrize("structure", ["gaussian", "ones"])
+@pytest.mark.parametrize("structure", ["gaussian", pytest.param("ones", marks=pytest.mark.slow)])
 def test_zeros_at_32_are_within_two_per_cent(structure, no_matrix):
   w = normal(1, (3, 3, 2, 2)) if structure == "gaussian" else jnp.ones((3, 3, 1, 1), FLOAT)
   check(Convolution((32, 32)), w, width=0.02)

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+MESHES = ("auto", "explicit", "explicit_without_set_mesh")
 SHAPES = {
   "Dense_0": {"kernel": (16, 8), "bias": (8,)},
   "Dense_1": {"kernel": (8, 16), "bias": (16,)},
@@ -41,7 +42,15 @@ def gathered(tree):
   return jax.tree.map(np.asarray, tree)
 
 
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+# Step by step on the one mesh where each operation has to say what its axes become.
+WAYS = [
+  *(pytest.param(mesh, True, id=f"{mesh}-jit") for mesh in MESHES),
+  pytest.param("explicit", False, id="explicit-eager"),
+  pytest.param("auto", False, id="auto-eager", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("mesh", "jitted"), WAYS, indirect=["mesh"])
 def test_state_keeps_its_types(case, mesh, jitted):
   """Points 11 and 12: typeof(init) is typeof(update), leaf by leaf, and so are shardings."""
   tx = case.build()
@@ -59,7 +68,7 @@ def test_state_keeps_its_types(case, mesh, jitted):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize("n", [3, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 7))])
+@pytest.mark.parametrize("n", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 6, 7))])
 def test_mesh_of_any_size(case, n):
   """Points 2 and 12: one executable on meshes whose axes are no powers of two."""
   mesh = jax.make_mesh((n,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
