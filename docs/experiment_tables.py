@@ -69,6 +69,20 @@ def large_batches() -> str:
   return "\n".join(_methods(*row) for row in rows)
 
 
+def largest_rates() -> str:
+  """How many methods got the largest learning rate that was tried with large batches."""
+  lines = []
+  for data, _, task, _ in _tasks():
+    methods = task["methods"].values()
+    largest = max(x["rate"] for x in next(iter(methods))["validation"])
+    n = sum(method["chosen"]["clean"]["rate"] == largest for method in methods)
+    lines.append(
+      f"- {data}, {task['title']}: {n} of {len(methods)} methods have the largest learning rate"
+      f" that was tried, {largest:g}."
+    )
+  return "\n".join(lines) + "\n"
+
+
 def wrong_labels() -> str:
   """Share of the labels that were trained on, and test accuracy."""
   return _one_task("clean", WRONG_LABELS, 2)
