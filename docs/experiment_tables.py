@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markdown_table import markdown_table
+
+from lipjax.commands.demo_statistics import estimate
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "experiments"
 #: Runs of an experiment, by what is printed of them.
@@ -104,7 +109,7 @@ def right_norm() -> str:
           cells = _estimates(clean, GENERALIZATION), _estimates(robust, ROBUSTNESS)
           rows.append([f"{data}, {task['title']}, {name}", *cells[0], *cells[1]])
   head = "", "test", "gap", *(f"robust: {name}" for name in ROBUSTNESS.values())
-  return _table(head, rows)
+  return markdown_table(head, rows)
 
 
 def following() -> str:
@@ -118,7 +123,7 @@ def following() -> str:
           [name, *(x for shares in by_tracker.values() for x in _median_and_worst(shares))]
         )
   trackers = next(iter(run["tracker"][0]["by_layer"].values()))
-  return _table(("", *(f"{x}, {of}" for x in trackers for of in ("median", "worst"))), rows)
+  return markdown_table(("", *(f"{x}, {of}" for x in trackers for of in ("median", "worst"))), rows)
 
 
 def supervised() -> str:
@@ -130,7 +135,7 @@ def supervised() -> str:
       found = network["mean_and_standard_error"]
       keys = "clean_percent", "attack_percent", "product_of_sigma"
       rows.append([f"{data}, {network['name']}{chosen}", *(_estimate(found[key]) for key in keys)])
-  return _table(("", "clean", "attack", "product of σ"), rows)
+  return markdown_table(("", "clean", "attack", "product of σ"), rows)
 
 
 def critics() -> str:
@@ -154,7 +159,7 @@ def certified() -> str:
       [f"{data}, {name}", *map(_percent, _in_turn(method))]
       for name, method in run["methods"].items()
     ]
-    tables.append(_table(("", "clean", *names), rows))
+    tables.append(markdown_table(("", "clean", *names), rows))
   return "\n".join(tables) or "No run of it is kept yet.\n"
 
 
@@ -164,9 +169,7 @@ def _in_turn(method: Mapping[str, Any]) -> list[list[float]]:
 
 
 def _percent(shares: list[float]) -> str:
-  mean = sum(shares) / len(shares)
-  variance = sum((x - mean) ** 2 for x in shares) / (len(shares) - 1)
-  return _estimate([100 * mean, 100 * (variance / len(shares)) ** 0.5])
+  return _estimate(estimate(shares, 100))
 
 
 def _tasks() -> Iterable[tuple[Any, ...]]:
@@ -195,7 +198,7 @@ def _estimates(found: Mapping[str, Any], measures: Iterable[str], digits: int = 
 
 def _methods(data: str, network: str, head: list[str], rows: list[list[str]], task: Any) -> str:
   named = ([name, *cells] for name, cells in zip(task["methods"], rows, strict=True))
-  return _table((f"{data}, {network}", *head), named)
+  return markdown_table((f"{data}, {network}", *head), named)
 
 
 def _of_methods(name: str, measures: Mapping[str, str]) -> str:
@@ -205,21 +208,13 @@ def _of_methods(name: str, measures: Mapping[str, str]) -> str:
     for data, run in runs(name).items()
     for method, found in run["methods"].items()
   ]
-  return _table(("", *measures.values()), rows)
+  return markdown_table(("", *measures.values()), rows)
 
 
 def _median_and_worst(shares: list[float]) -> list[str]:
-  ordered = sorted(shares)
-  median = (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2
-  return [f"{100 * x:.3f} %" for x in (median, ordered[-1])]
+  return [f"{100 * x:.3f} %" for x in (statistics.median(shares), max(shares))]
 
 
-def _estimate(value: list[float], digits: int = 1) -> str:
+def _estimate(value: Sequence[float], digits: int = 1) -> str:
   mean, error = value
   return f"{mean:.{digits}f} ± {error:.{digits}f}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  lines = [tuple(head)]
-  lines += [("---",) * len(lines[0]), *map(tuple, rows)]
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

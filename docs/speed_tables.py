@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from markdown_table import markdown_table
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 TREES = {
@@ -39,7 +41,7 @@ def machine(name: str) -> str:
 def updates() -> str:
   """Of each tree how many times as long as AdamW's update."""
   head = "params", *UPDATES.values(), "steps an update", "compiling"
-  return _table(head, map(_update, _read("update")["results"]))
+  return markdown_table(head, map(_update, _read("update")["results"]))
 
 
 def _update(result: dict[str, Any]) -> list[str]:
@@ -56,7 +58,9 @@ def norms() -> str:
     ours, svd = result["gaussian"]["lipjax"], result["gaussian"]["svd"]
     times = (f"{x['median_ms']:.3g} ms" for x in (ours, svd))
     rows.append([f"{result['size']}²", *times, f"{ours['relative_error']:.0e}"])
-  return _table(("matrix", "`spectral_norms`", "`jnp.linalg.norm(W, 2)`", "our error"), rows)
+  return markdown_table(
+    ("matrix", "`spectral_norms`", "`jnp.linalg.norm(W, 2)`", "our error"), rows
+  )
 
 
 def layers() -> str:
@@ -64,14 +68,14 @@ def layers() -> str:
   (result,) = _read("spectral_norm")["results"]
   found = ((name, result["rows"][key]) for key, name in LAYERS.items())
   rows = ([name, f"{x['ratio_to_plain']:.2f}", f"{x['compile_s']:.2g} s"] for name, x in found)
-  return _table(("layers", "a step", "compiling"), rows)
+  return markdown_table(("layers", "a step", "compiling"), rows)
 
 
 def convolutions() -> str:
   """The upper end of our interval, and peers: times, and how far above the truth."""
   (result,) = _read("convolutions")["results"]
   head = "convolution", "`spectral_norm_bounds`, upper end", *PEERS.values()
-  return _table(head, (_convolution(*item) for item in result["rows"].items()))
+  return markdown_table(head, (_convolution(*item) for item in result["rows"].items()))
 
 
 def _convolution(name: str, row: dict[str, Any]) -> list[str]:
@@ -86,9 +90,3 @@ def _time_and_error(found: Mapping[str, Any] | None) -> str:
 
 def _read(name: str) -> dict[str, Any]:
   return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  lines = [tuple(head)]
-  lines += [("---",) * len(lines[0]), *map(tuple, rows)]
-  return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

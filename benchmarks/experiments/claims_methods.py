@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import lipjax
 from benchmarks.experiments.claims_networks import Network
+from benchmarks.experiments.supervised_network import length
 from lipjax.commands.demo_data import Split
 
 NONE, L2, ADVERSARIAL = "none", "L2", "adversarial"
@@ -58,9 +58,9 @@ def methods(network: Network, radius: float) -> dict[str, Method]:
   plain = lambda weights, batch, strength: losses(weights, batch.labels, batch.images).mean()
   spectral = functools.partial(lipjax.add_spectral_decay, layout=network.layout)
 
-  def adversarial(weights, batch, length):
+  def adversarial(weights, batch, far):
     towards = jax.grad(lambda x: losses(weights, batch.labels, x).sum())(batch.images)
-    moved = jax.lax.stop_gradient(batch.images + length * _unit(towards))
+    moved = jax.lax.stop_gradient(batch.images + far * towards / length(towards))
     both = (losses(weights, batch.labels, x).mean() for x in (batch.images, moved))
     return sum(both) / 2
 
@@ -92,8 +92,3 @@ def _losses(network, weights, labels, images):
 def _l2(strength):
   kernels = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
   return optax.add_decayed_weights(strength, mask=kernels)
-
-
-def _unit(x):
-  length = jnp.linalg.norm(x, axis=-1, keepdims=True)
-  return x / jnp.where(length == 0, 1, length)

@@ -96,7 +96,7 @@ def cnn() -> Network:
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """The convolution with padding ``"SAME"`` of a batch, as one product of matrices.
 
-  XLA's own takes 16 times as long here, in a loop on a CPU.
+  XLA's own is slow in a loop on a CPU.
   """
   size, side = kernel.shape[0], x.shape[1]
   out = -(-side // stride)

@@ -69,9 +69,9 @@ def survives(
   def step(carry, _):
     images, survived = carry
     gradient = jax.grad(lambda x: _cross_entropy(scores(x), data.labels))(images)
-    moved = images + 2.5 * radius / ATTACK_STEPS * gradient / _length(gradient)
+    moved = images + 2.5 * radius / ATTACK_STEPS * gradient / length(gradient)
     shift = moved - data.images
-    shift *= jnp.minimum(1, radius / _length(shift))
+    shift *= jnp.minimum(1, radius / length(shift))
     images = jnp.clip(data.images + shift, 0, 1)
     return (images, survived & is_correct(images)), None
 
@@ -84,6 +84,7 @@ def _cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(scores, labels).mean()
 
 
-def _length(x):
-  length = jnp.linalg.norm(x, axis=-1, keepdims=True)
-  return jnp.where(length == 0, 1, length)
+def length(x: jax.Array) -> jax.Array:
+  """Of each row; 1 for one of zeros."""
+  found = jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return jnp.where(found == 0, 1, found)

@@ -178,6 +178,17 @@ def test_above_every_slope_and_no_better_than_dense(fn):
   assert 0.97 * dense <= tied <= 2.5 * dense
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("fn", "radius"),
+  [*((fn, None) for fn in (*QUICK, *SLOW, pooled)), (residual, 0.1), (strided, 0.1)],
+)
+def test_never_below_a_slope_that_is_searched_for(fn, radius, only_images):
+  found = bounds_by_engine(fn, 0, (X,), radius)
+  slope = lipjax.lipschitz_lower_bound(fn, radius=radius, n_starts=16)(X)
+  assert float(slope) <= min(found.values())
+
+
 def test_pools_by_the_maximum(only_images):
   found = bounds_by_engine(pooled, 0, (X,))
   assert "ellipsoid" in found

@@ -11,10 +11,10 @@ BLOCK = 20
 @pytest.mark.parametrize(
   ("box", "dtype", "n_programs", "n_cases", "n_bounds"),
   [
-    (None, jnp.float32, 5, 1, 2),
-    (None, jnp.bfloat16, 3, 1, 1),
-    (None, jnp.float16, 1, 4, 2),
-    (BOX, jnp.float32, 1, 1, 0),
+    (None, jnp.float32, 8, 1, 3),
+    (None, jnp.bfloat16, 4, 1, 1),
+    (None, jnp.float16, 2, 8, 8),
+    (BOX, jnp.float32, 2, 1, 1),
   ],
 )
 def test_no_slope_is_above(box, dtype, n_programs, n_cases, n_bounds):

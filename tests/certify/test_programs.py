@@ -52,13 +52,13 @@ def check_on_balls(program):
       assert found <= float(upper) * (1 + 1e-5), (name, radius)
 
 
-@settings(max_examples=2, **SETTINGS)
+@settings(max_examples=4, **SETTINGS)
 @given(programs())
 def test_no_slope_is_above(program):
   check(program)
 
 
-@settings(max_examples=1, **SETTINGS)
+@settings(max_examples=2, **SETTINGS)
 @given(programs())
 def test_no_slope_in_a_ball_is_above(program):
   check_on_balls(program)

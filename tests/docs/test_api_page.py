@@ -60,3 +60,21 @@ def test_names_on_all_pages_are_public():
   }
   assert len({name for page, name in names if page == "guarantees.md"}) >= 8
   assert {x for x in names if not hasattr(lipjax, x[1])} == set()
+
+
+@pytest.mark.parametrize(
+  ("line", "expected"),
+  [
+    ("  The table as text: path, shape", ["  The table as", "  text: path, shape"]),
+    ("  ``{path: norm}``, of each", ["  ``{path: norm}``, of each"]),
+    ("  ``{a: b}`` as :math:`x`", ["  ``{a: b}`` as", "  :math:`x`"]),
+  ],
+)
+def test_a_colon_in_what_is_returned_makes_no_type(line, expected, docs_module, monkeypatch):
+  """Seen in a browser: napoleon took "The table as text" for one."""
+  # The configuration sets both, for what it starts.
+  monkeypatch.setenv("PYTHONPATH", "")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  lines = ["A sentence: one.", "", "Returns:", line, "  more: of it"]
+  docs_module("conf")._keep_colons(None, "function", "f", None, None, lines)
+  assert lines == ["A sentence: one.", "", "Returns:", *expected, "  more: of it"]

@@ -46,7 +46,11 @@ def gathered(tree):
 WAYS = [
   *(pytest.param(mesh, True, id=f"{mesh}-jit") for mesh in MESHES),
   pytest.param("explicit", False, id="explicit-eager"),
-  pytest.param("auto", False, id="auto-eager", marks=pytest.mark.slow),
+  *(
+    pytest.param(mesh, False, id=f"{mesh}-eager", marks=pytest.mark.slow)
+    for mesh in MESHES
+    if mesh != "explicit"
+  ),
 ]
 
 
