@@ -177,7 +177,7 @@ class Facts(NamedTuple):
     range: between which numbers it lies for all inputs, if that is known.
     point: between which numbers it lies for the input in the middle of the domain.
     bound: on a domain, how far it moves at most for each unit that the input moves.
-    entries: the same for each entry, where that is known.
+    entries: on a domain, how far each entry moves at most, where that is known.
   """
 
   value: Any = None

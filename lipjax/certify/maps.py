@@ -2,7 +2,7 @@ r"""Linear maps between nodes: how far one moves when those that it depends on d
 
 Every scalar function of slopes in [α, β] is :math:`mu + r(u)`, :math:`m = (\alpha+\beta)/2`, with
 r of slope :math:`h = (\beta-\alpha)/2`. Sources of a node are inputs, and the r of all functions
-before it; `FromSources` adds up how far they move it, each by one linear map.
+before it; `lipjax.certify.sources` adds up how far they move it, each by one linear map.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lipjax.certify.facts import Facts, LinearPart, LipschitzPart, Part, ScalarPart
 from lipjax.certify.graph import Node
-from lipjax.certify.matrix import Measured, Rows, identity_rows, row_norms_of, spectral_norms_of
+from lipjax.certify.matrix import Rows, identity_rows
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import max_magnitude, norm_above, times_above, tiny
 
@@ -82,10 +82,11 @@ def bound_from_parents(known: Known, i: int, bounds: Mapping[int, Any]) -> jax.A
   """How far a node moves at most when its parents move as far as given."""
   if known.part(i) is None:
     return jnp.ones((), known.nodes[i].wide)
-  return _joint(known, i, gains(known.part(i)), bounds)
+  return joint(known, i, gains(known.part(i)), bounds)
 
 
-def _joint(known: Known, i: int, factors: Sequence[Any], bounds: Mapping[int, Any]) -> jax.Array:
+def joint(known: Known, i: int, factors: Sequence[Any], bounds: Mapping[int, Any]) -> jax.Array:
+  """The same where each parent's movement counts by a factor."""
   pairs = zip(factors, known.parents(i), strict=True)
   terms, part = [times_above(g, bounds[p]) for g, p in pairs], known.part(i)
   if len(terms) == 1:
@@ -122,76 +123,6 @@ def has_linear(part: Part | None) -> bool:
   """Whether it is linear, or has a part that is."""
   is_split = isinstance(part, LipschitzPart) and part.linear is not None
   return isinstance(part, LinearPart) or is_split
-
-
-class _Term(NamedTuple):
-  """How far a target moves at most for one source: by the map from it, times how far it moves."""
-
-  way: Way | Measured
-  moved: Any
-
-
-class FromSources:
-  """How far a target moves at most when its sources move as far as `bounds` says."""
-
-  def __init__(self, known: Known, target: int, order: Sequence[int], bounds: Mapping[int, Any]):
-    self._shape = known.nodes[target].shape
-    splittings = _splittings(known, target, order)
-    self._sums = [_terms(known, target, order, bounds, splits=x) for x in splittings]
-
-  def total(self) -> jax.Array:
-    """The target as a whole, in l2."""
-    norms_found = iter(spectral_norms_of(self._matrices()))
-    best = jnp.asarray(jnp.inf)
-    for terms in self._sums:
-      norms = [x.way if isinstance(x.way, jax.Array) else next(norms_found) for x in terms]
-      moved = jnp.stack([x.moved for x in terms])
-      total = jnp.sum(times_above(jnp.stack(norms), moved))
-      best = jnp.fmin(best, up(total, len(terms) + 1))
-    return best
-
-  def entries(self) -> jax.Array | None:
-    """Each entry of the target; None if the matrices are not small."""
-    matrices = self._matrices()
-    if not matrices or len(matrices) < sum(map(len, self._sums)):
-      return None
-    found = iter(row_norms_of(matrices))
-    best = jnp.asarray(jnp.inf)
-    for terms in self._sums:
-      total = functools.reduce(jnp.add, [times_above(next(found), x.moved) for x in terms])
-      best = jnp.fmin(best, up(total, len(terms) + 1))
-    return best.reshape(self._shape)
-
-  def _matrices(self) -> list[Rows | Measured]:
-    ways = [term.way for terms in self._sums for term in terms]
-    return [way for way in ways if not isinstance(way, jax.Array)]
-
-
-def _splittings(known: Known, target: int, order: Sequence[int]) -> list[bool]:
-  """The `splits` of `_terms` that may give a better bound than the parents'.
-
-  What is split into a linear part and a rest is larger, if the rest is.
-  """
-  if is_nonlinear(known.part(target)):
-    return [True] * has_linear(known.part(target))
-  parts = [known.part(i) for i in order]
-  is_split = any(isinstance(x, LipschitzPart) and has_linear(x) for x in parts)
-  return [False, True] if is_split else [False]
-
-
-def _terms(
-  known: Known, target: int, order: Sequence[int], bounds: Mapping[int, Any], *, splits: bool
-) -> list[_Term]:
-  """One for each source; functions with a linear part are that and a rest if `splits`."""
-  terms = []
-  for source, way in backward(known, target, order, splits=splits):
-    part = known.part(source)
-    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
-      moved = _joint(known, source, part.rest(), bounds)
-    else:
-      way, moved = of_source(known, source, way, bounds)
-    terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved))
-  return terms
 
 
 def of_source(known: Known, source: int, way: Way, bounds: Mapping[int, Any]) -> tuple[Way, Any]:

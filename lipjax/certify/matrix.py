@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lipjax.certify.facts import LinearPart
 from lipjax.certify.fast import fast_jit
@@ -75,6 +76,10 @@ class Rows:
     """At least the norm of the exact matrix."""
     return _norms([self.value], [self.error])[0]
 
+  def moved_by(self, entries: jax.Array) -> jax.Array:
+    """How far each row's entry of the target moves at most, when those of the node do so far."""
+    return _moved(self.value, self.error, entries)
+
   def measured(self) -> Measured | Rows:
     """What is kept of it."""
     if self.is_small:
@@ -114,6 +119,14 @@ class Rows:
       error,
       is_selection=self.is_selection and part.is_selection,
     )
+
+
+@fast_jit()
+def _moved(value: jax.Array, error: jax.Array, entries: jax.Array) -> jax.Array:
+  magnitude, far = jnp.abs(value).reshape((len(value), -1)), entries.astype(value.dtype).ravel()
+  total = jnp.matmul(magnitude, far, precision=lax.Precision.HIGHEST)
+  lost = gamma(far.size + 2, value.dtype) * total + 2 * far.size * tiny(value.dtype)
+  return up(total + lost + times_above(error, norm_above(far)), 4)
 
 
 @fast_jit()

@@ -22,7 +22,6 @@ from lipjax.certify.errors import CertifyError
 from lipjax.certify.facts import Depends, Facts, Operand, Range
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.maps import (
-  FromSources,
   Known,
   bound_from_parents,
   has_linear,
@@ -33,6 +32,7 @@ from lipjax.certify.primitives import RECORDS
 from lipjax.certify.primitives.ranges import fitted, row_movement, widened
 from lipjax.certify.primitives.scalar import range_anywhere
 from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
+from lipjax.certify.sources import FromSources
 from lipjax.rounding.numbers import times_above
 
 #: In graphs with more nodes ranges are not refined by LipLT.
@@ -119,10 +119,10 @@ class _Sweep:
       if len(order) > NODES_UP_TO:
         return facts
       bounds = {k: x.bound for k, x in enumerate(self.facts)}
-      better = FromSources(known, i, order, bounds)
+      better = FromSources(known, i, order, bounds, self.radius)
       self._by_maps[id(part)] = jnp.fmin(better.total(), facts.bound), better.entries()
     bound, entries = self._by_maps[id(part)]
-    distances = [times_above(x, self.radius) for x in (bound, entries)]
+    distances = [times_above(bound, self.radius), *([] if entries is None else [entries])]
     within = _sane(_around(facts, distances, facts.range))
     self.facts[i] = facts._replace(bound=bound, entries=entries, range=within)
     return self.facts[i]

@@ -97,6 +97,25 @@ def test_bounds_on_balls(name):
       assert upper <= 1.2 * largest_slope(fn, x, 0)
 
 
+def test_no_matrix_of_a_small_node(monkeypatch):
+  """From more inputs than a matrix may have entries: norms multiply."""
+  w = jax.random.normal(jax.random.key(0), (7, 13))
+  fn = lambda x: jax.nn.relu(w @ jnp.tanh(x))
+  monkeypatch.setattr(maps, "ENTRIES_UP_TO", 90)
+  x = jnp.zeros(13)
+  upper = float(lipjax.lipschitz_upper_bound(fn, radius=0.1)(x))
+  assert largest_slope(fn, x, 0.1) <= upper <= float(jnp.linalg.norm(w, 2)) * 1.01
+
+
+def test_what_cancels_on_a_box():
+  """Sums and differences that give back each input: neither intervals nor l2 see how near it is."""
+  n, r = 16, 0.1
+  q = jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((n, n)))[0], jnp.float32)
+  fn = lambda x: jax.nn.relu(q.T @ (jax.nn.relu(q @ x + 9) - 9) - 1.01 * r)
+  assert float(lipjax.lipschitz_upper_bound(fn, box=(-r, r))(jnp.zeros(n))) == 0
+  assert float(lipjax.lipschitz_upper_bound(fn, box=(-1.02 * r, r * 1.02))(jnp.zeros(n))) > 0.9
+
+
 @pytest.mark.slow
 def test_matrices_too_large_to_keep(monkeypatch):
   """Measured one by one they say the same; where there are none, norms multiply."""

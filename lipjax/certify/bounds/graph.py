@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lipjax.certify.maps import FromSources, Known, bound_from_parents, is_nonlinear
+from lipjax.certify.maps import Known, bound_from_parents, is_nonlinear
+from lipjax.certify.sources import FromSources
 
 #: LipLT looks at every pair of nodes; larger graphs get the product alone.
 PAIRS_UP_TO = 40_000
@@ -29,7 +30,7 @@ def liplt_bounds(
   r"""Bounds of all nodes by LipLT (Fazlyab et al. 2023), on any graph.
 
   With :math:`A_{kj}` the linear map from node j to node k when every scalar function is its mu,
-  :math:`L_k \le \|A_{k0}\| + \sum_j \|A_{kj}\| h_j L_{u_j}`; see `lipjax.certify.maps`. The
+  :math:`L_k \le \|A_{k0}\| + \sum_j \|A_{kj}\| h_j L_{u_j}`; see `lipjax.certify.sources`. The
   norms of the compositions are those of their matrices where these are small, else products.
   """
   refined = targets(known, order, outputs)

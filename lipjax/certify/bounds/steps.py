@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,20 +15,23 @@ from lipjax.certify.bounds import covariance
 from lipjax.certify.bounds.layers import Layer
 from lipjax.certify.bounds.torus import conjugated
 
+#: Numbers of the matrices of frequencies that are worked on at once.
+AT_ONCE = 2**22
+
 
 def start(layer: Layer, *, is_certified: bool) -> jax.Array:
   """A of the first layer's values."""
   of = functools.partial(covariance.start, is_certified=is_certified)
   if layer.blocks is None:
     return of(layer)
-  matrices = lambda k: jax.vmap(lambda g: of(layer._replace(matrix=g)))(layer.matrix[k])
+  matrices = lambda k: _for_each(lambda g: of(layer._replace(matrix=g)), layer.matrix[k])
   return _sum(layer, matrices, is_certified)
 
 
 def after(a: jax.Array, layer: Layer, root: jax.Array, *, is_certified: bool) -> jax.Array:
   """P after a layer's functions."""
   of = lambda a: covariance.after(a, layer, root, is_certified=is_certified)
-  return of(a) if a.ndim == 2 else jax.vmap(of)(a)
+  return of(a) if a.ndim == 2 else _for_each(of, a)
 
 
 def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
@@ -41,7 +46,7 @@ def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
     # What pools give has no linear part: P is the same for all frequencies, of either image.
     found = p[layer.blocks[k]]
     found = found if layer.flips is None else conjugated(found, layer.flips[k])
-    return jax.vmap(one)(found, layer.matrix[k])
+    return _for_each(one, found, layer.matrix[k])
 
   total = _sum(layer, term, is_certified)
   return total[0] if layer.flips is None else total
@@ -57,3 +62,22 @@ def _sum(layer: Layer, term: Any, is_certified: bool) -> jax.Array:
   if not is_certified:
     return total
   return jax.vmap(lambda x: covariance.summed(x, n_terms))(total)
+
+
+def _for_each(fn: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
+  """`fn` of the matrices of each frequency, of all at once where these are few numbers."""
+  count = len(stacks[0])
+  largest = max(math.prod(x.shape[1:]) for x in stacks)
+  n_turns = min(-(-count * largest // AT_ONCE), count)
+  if n_turns <= 1:
+    return jax.vmap(fn)(*stacks)
+  # The last ones twice instead of a shorter turn, which would be compiled as well.
+  in_turn = -(-count // n_turns)
+  n_turns = -(-count // in_turn)
+
+  def turns(x: jax.Array) -> jax.Array:
+    missing = [(0, n_turns * in_turn - count)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, missing, mode="edge").reshape((n_turns, in_turn, *x.shape[1:]))
+
+  found = lax.map(lambda some: jax.vmap(fn)(*some), tuple(map(turns, stacks)))
+  return found.reshape((-1, *found.shape[2:]))[:count]

@@ -1,0 +1,138 @@
+"""How far a node moves, from how far its sources do: each by one linear map."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.certify.facts import LipschitzPart, ScalarPart
+from lipjax.certify.maps import (
+  Known,
+  Way,
+  backward,
+  half_slope,
+  has_linear,
+  is_nonlinear,
+  joint,
+  of_source,
+)
+from lipjax.certify.matrix import Measured, Rows, row_norms_of, spectral_norms_of
+from lipjax.rounding.errors import up
+from lipjax.rounding.numbers import times_above
+
+
+class _Term(NamedTuple):
+  """How far a target moves at most for one source: by the map from it, times how far it moves.
+
+  Attributes:
+    way: the map.
+    moved: how far the source moves in l2 for each unit that the inputs move.
+    entries: on a domain, how far each entry of the target is from where it is in its middle.
+  """
+
+  way: Way | Measured
+  moved: Any
+  entries: Any = None
+
+
+class FromSources:
+  """How far a target moves at most when its sources move as far as `bounds` says.
+
+  With a `radius` of the domain also from what is known of each entry of each source.
+  """
+
+  def __init__(
+    self,
+    known: Known,
+    target: int,
+    order: Sequence[int],
+    bounds: Mapping[int, Any],
+    radius: Any = None,
+  ):
+    self._shape, self._radius = known.nodes[target].shape, radius
+    of = functools.partial(_terms, known, target, order, bounds, has_entries=radius is not None)
+    self._sums = [of(splits=x) for x in _splittings(known, target, order)]
+
+  def total(self) -> jax.Array:
+    """The target as a whole, in l2."""
+    norms_found = iter(spectral_norms_of(self._matrices()))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      norms = [x.way if isinstance(x.way, jax.Array) else next(norms_found) for x in terms]
+      moved = jnp.stack([x.moved for x in terms])
+      total = jnp.sum(times_above(jnp.stack(norms), moved))
+      best = jnp.fmin(best, up(total, len(terms) + 1))
+    return best
+
+  def entries(self) -> jax.Array | None:
+    """How far each entry of the target moves on the domain; None if matrices are not small."""
+    matrices = self._matrices()
+    if not matrices or len(matrices) < sum(map(len, self._sums)):
+      return None
+    found = iter(row_norms_of(matrices))
+    best = jnp.asarray(jnp.inf)
+    for terms in self._sums:
+      total: Any = 0
+      for term in terms:
+        far = times_above(next(found), times_above(term.moved, self._radius))
+        total += far if term.entries is None else jnp.fmin(far, term.entries)
+      best = jnp.fmin(best, up(total, len(terms) + 1))
+    return best.reshape(self._shape)
+
+  def _matrices(self) -> list[Rows | Measured]:
+    ways = [term.way for terms in self._sums for term in terms]
+    return [way for way in ways if not isinstance(way, jax.Array)]
+
+
+def _splittings(known: Known, target: int, order: Sequence[int]) -> list[bool]:
+  """The `splits` of `_terms` that may give a better bound than the parents'.
+
+  What is split into a linear part and a rest is larger, if the rest is.
+  """
+  if is_nonlinear(known.part(target)):
+    return [True] * has_linear(known.part(target))
+  parts = [known.part(i) for i in order]
+  is_split = any(isinstance(x, LipschitzPart) and has_linear(x) for x in parts)
+  return [False, True] if is_split else [False]
+
+
+def _terms(
+  known: Known,
+  target: int,
+  order: Sequence[int],
+  bounds: Mapping[int, Any],
+  *,
+  splits: bool,
+  has_entries: bool,
+) -> list[_Term]:
+  """One for each source; functions with a linear part are that and a rest if `splits`."""
+  terms = []
+  for source, way in backward(known, target, order, splits=splits):
+    part, entries = known.part(source), None
+    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
+      moved = joint(known, source, part.rest(), bounds)
+    else:
+      way, moved = of_source(known, source, way, bounds)
+      if has_entries and isinstance(way, Rows):
+        entries = way.moved_by(_deviation(known, source))
+    terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved, entries))
+  return terms
+
+
+def _deviation(known: Known, source: int) -> jax.Array:
+  """How far each entry of what `of_source` says is from where it is in the domain's middle."""
+  part, of = known.part(source), source
+  if isinstance(part, ScalarPart):
+    of = known.parents(source)[0]
+  facts, node = known.facts[of], known.nodes[of]
+  if facts.range is None or facts.point is None:
+    return jnp.full(node.shape, jnp.inf, node.wide)
+  (lower, upper), (low, high) = facts.range, facts.point
+  far = up(jnp.maximum(upper - low, high - lower), 2)
+  if isinstance(part, ScalarPart) and not half_slope(part).ndim:
+    far = times_above(far, half_slope(part))
+  return jnp.broadcast_to(far, node.shape)
