@@ -11,6 +11,7 @@ from lipjax.operators.layouts import equinox_layout as equinox_layout
 from lipjax.operators.layouts import flax_layout as flax_layout
 from lipjax.operators.layouts import haiku_layout as haiku_layout
 from lipjax.operators.layouts import torch_layout as torch_layout
+from lipjax.operators.per_operator import PerOperator as PerOperator
 from lipjax.operators.resolve import LayoutError as LayoutError
 from lipjax.operators.describe import describe as describe
 
@@ -52,7 +53,7 @@ from lipjax.constrain.projections import orthogonalize as orthogonalize
 from lipjax.constrain.projections import project_frobenius_ball as project_frobenius_ball
 from lipjax.constrain.projections import project_operator_norm_ball as project_operator_norm_ball
 from lipjax.constrain.projections import project_spectral_ball as project_spectral_ball
-from lipjax.constrain.keep_params import KeepParamsState as KeepParamsState
+from lipjax.constrain.keep import KeepParamsState as KeepParamsState
 from lipjax.constrain.keep_params import keep_params_in_box as keep_params_in_box
 from lipjax.constrain.keep_params import (
   keep_params_in_frobenius_ball as keep_params_in_frobenius_ball,
@@ -65,6 +66,8 @@ from lipjax.constrain.spectral_ball import SpectralBallState as SpectralBallStat
 from lipjax.constrain.spectral_ball import (
   keep_params_in_spectral_ball as keep_params_in_spectral_ball,
 )
+from lipjax.constrain.sphere import keep_params_on_sphere as keep_params_on_sphere
+from lipjax.constrain.sphere import project_sphere as project_sphere
 
 # Certify
 from lipjax.certify.errors import CertifyError as CertifyError

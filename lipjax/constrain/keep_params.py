@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from optax._src.base import NO_PARAMS_MSG
 
+from lipjax.constrain.keep import keep_leaves, last_in_chain
 from lipjax.constrain.leaves import (
   ORTHOGONAL_BY_METHOD,
   SCALE_BY_ORDER,
-  LeafProjection,
   Order,
-  map_leaves,
+  operator_norm_of_order,
   scale_frobenius,
 )
 from lipjax.constrain.polar import PolarMethod
-from lipjax.constrain.projections import (
-  check_order,
-  check_polar_method,
-  check_radius,
-  clip_weights,
-)
-from lipjax.measure.sharding import replicated_like
+from lipjax.constrain.projections import check_order, check_polar_method, clip_weights
+from lipjax.constrain.radii import Radius, check_radius
+from lipjax.measure.frobenius import frobenius_norm
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
-from lipjax.operators.paths import float_leaves, map_float_leaves
-from lipjax.operators.resolve import Overrides, require_operators
-
-Leaves = Mapping[str, jax.Array]
-
-
-class KeepParamsState(NamedTuple):
-  """State of the ``keep_params_…`` transformations that track nothing.
-
-  Attributes:
-    count: int32, updates so far; for a schedule of the radius.
-  """
-
-  count: Any
+from lipjax.operators.resolve import Overrides
 
 
 def keep_params_in_frobenius_ball(
-  radius: optax.ScalarOrSchedule,
+  radius: Radius,
   *,
   mask: Mask | None = None,
   layout: Layout | None = None,
@@ -64,7 +44,8 @@ def keep_params_in_frobenius_ball(
   norm. Updates that stay inside pass bit for bit.
 
   Args:
-    radius: :math:`c`, a positive number or a schedule of the update count.
+    radius: :math:`c`, a positive number, a schedule of the update count, a `PerOperator`, or
+      ``"initial"``: what each norm was in `init`.
     mask: as in `optax.masked`.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
@@ -85,13 +66,14 @@ def keep_params_in_frobenius_ball(
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
     [[0.5, 0.5], [0.5, 0.5]]
   """
-  check_radius(radius)
+  check_radius(radius, may_be_initial=True)
   name = "keep_params_in_frobenius_ball"
-  return masked(_keep(name, scale_frobenius, radius, layout, layout_overrides), mask)
+  kept = keep_leaves(name, scale_frobenius, frobenius_norm, radius, layout, layout_overrides)
+  return masked(kept, mask)
 
 
 def keep_params_in_operator_norm_ball(
-  radius: optax.ScalarOrSchedule,
+  radius: Radius,
   *,
   order: Order,
   mask: Mask | None = None,
@@ -106,7 +88,8 @@ def keep_params_in_operator_norm_ball(
   :math:`n` terms in a sum, where the params were inside before.
 
   Args:
-    radius: :math:`c`, a positive number or a schedule of the update count.
+    radius: :math:`c`, a positive number, a schedule of the update count, a `PerOperator`, or
+      ``"initial"``: what each norm was in `init`.
     order: ``"one"`` or ``"infinity"``.
     mask: as in `optax.masked`.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
@@ -128,9 +111,10 @@ def keep_params_in_operator_norm_ball(
     [[0.5, 0.5], [0.5, 0.5]]
   """
   check_order(order)
-  check_radius(radius)
+  check_radius(radius, may_be_initial=True)
   name, project = "keep_params_in_operator_norm_ball", SCALE_BY_ORDER[order]
-  return masked(_keep(name, project, radius, layout, layout_overrides), mask)
+  norm = functools.partial(operator_norm_of_order, order)
+  return masked(keep_leaves(name, project, norm, radius, layout, layout_overrides), mask)
 
 
 def keep_params_orthogonal(
@@ -172,7 +156,8 @@ def keep_params_orthogonal(
   """
   check_polar_method(method)
   name, project = "keep_params_orthogonal", ORTHOGONAL_BY_METHOD[method]
-  return masked(_keep(name, project, 1.0, layout, layout_overrides), mask)
+  kept = keep_leaves(name, project, frobenius_norm, 1.0, layout, layout_overrides)
+  return masked(kept, mask)
 
 
 def keep_params_in_box(
@@ -209,82 +194,9 @@ def keep_params_in_box(
   """
   check_radius(limit, "limit")
 
-  def project(params, leaves, limit):
+  def project(params, leaves, state):
     del params
-    return clip_weights(leaves, limit)
+    now: Any = limit(state.count) if callable(limit) else limit
+    return clip_weights(leaves, now)
 
-  return masked(_last_in_chain(project, limit), mask)
-
-
-def moved(params: Any, updates: Any) -> dict[str, jax.Array]:
-  """Every floating-point leaf by path, as `optax.apply_updates` will leave it."""
-  leaves = {path: jnp.asarray(w) for path, w in float_leaves(params).items()}
-  changes = float_leaves(updates)
-  return {
-    path: (w + changes[path]).astype(w.dtype) if path in changes else w
-    for path, w in leaves.items()
-  }
-
-
-def updates_to(params: Any, updates: Any, candidates: Leaves, projected: Leaves) -> Any:
-  """Updates that lead from `params` to `projected`; the same ones where nothing moved.
-
-  ``p + (q - p)`` can round past `q`. The difference is then shortened by one unit in
-  its last place, which is enough: where it is inexact, it is of `q`'s size.
-  """
-  leaves = float_leaves(params)
-
-  def visit(path, g):
-    if path not in projected:
-      return g
-    p, q = jnp.asarray(leaves[path]), projected[path]
-    wide = jnp.promote_types(p.dtype, g.dtype)
-    step = (q.astype(wide) - p.astype(wide)).astype(g.dtype)
-    beyond = jnp.abs((p + step).astype(p.dtype)) > jnp.abs(q)
-    inward = jnp.where(q > 0, -jnp.inf, jnp.inf).astype(g.dtype)
-    step = jnp.where(beyond, jnp.nextafter(step, inward), step)
-    unmoved = (q == candidates[path]) | jnp.isnan(candidates[path])
-    return jnp.where(unmoved, g, step)
-
-  return map_float_leaves(visit, updates)
-
-
-def _keep(
-  name: str,
-  leaf_projection: LeafProjection,
-  radius: optax.ScalarOrSchedule,
-  layout: Layout | None,
-  layout_overrides: Overrides | None,
-) -> optax.GradientTransformationExtraArgs:
-  """A transformation that projects every operator's leaf."""
-
-  def project(params, leaves, radius):
-    operators = require_operators(params, layout, layout_overrides, name)
-    return map_leaves(leaf_projection, operators, leaves, radius)
-
-  check = lambda params: require_operators(params, layout, layout_overrides, name)
-  return _last_in_chain(project, radius, check)
-
-
-def _last_in_chain(
-  project: Callable[[Any, Leaves, Any], dict[str, jax.Array]],
-  radius: optax.ScalarOrSchedule,
-  check: Callable[[Any], Any] = lambda params: None,
-) -> optax.GradientTransformationExtraArgs:
-  """A transformation whose ``params + updates`` is ``project(params, leaves, radius)``."""
-
-  def init(params):
-    check(params)
-    return KeepParamsState(replicated_like(float_leaves(params), jnp.zeros((), jnp.int32)))
-
-  def update(updates, state, params=None, **extra_args):
-    del extra_args
-    if params is None:
-      raise ValueError(NO_PARAMS_MSG)
-    value = radius(state.count) if callable(radius) else radius
-    candidates = moved(params, updates)
-    projected = project(params, candidates, value)
-    updates = updates_to(params, updates, candidates, projected)
-    return updates, KeepParamsState(optax.safe_increment(state.count))
-
-  return optax.GradientTransformationExtraArgs(init, update)
+  return masked(last_in_chain(project), mask)

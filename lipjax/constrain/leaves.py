@@ -43,17 +43,17 @@ def map_leaves(
   project: LeafProjection,
   operators: Mapping[str, LinearOperator],
   leaves: Mapping[str, Any],
-  radius: Any,
+  radii: Mapping[str, Any],
   by_path: Mapping[str, Any] | None = None,
 ) -> dict[str, jax.Array]:
-  """``{path: project(operator, w, radius, by_path[path])}``, each sharded as its leaf."""
-  projected, radius = {}, jnp.asarray(radius)
+  """``{path: project(operator, w, radii[path], by_path[path])}``, each sharded as its leaf."""
+  projected = {}
   for path, operator in operators.items():
     w = jnp.asarray(leaves[path])
     if w.size == 0:
       projected[path] = w
       continue
-    args = (w, radius) if by_path is None else (w, radius, by_path[path])
+    args = (w, jnp.asarray(radii[path]), *(() if by_path is None else (by_path[path],)))
     projected[path] = _projected(project, operator, *args)
   return projected
 
@@ -74,6 +74,16 @@ def scale_to(operator: LinearOperator, w: jax.Array, radius, norm: jax.Array) ->
   return jnp.where(spread(outside, axes, w.ndim), scaled.astype(w.dtype), w)
 
 
+def scale_onto(operator: LinearOperator, w: jax.Array, radius, norm: jax.Array) -> jax.Array:
+  """`w` times ``radius / norm``; a slice without a norm or a finite radius is left as it is."""
+  radius, axes = jnp.broadcast_to(radius, norm.shape), operator.stack_axes
+  has_norm = (norm > 0) & jnp.isfinite(norm) & jnp.isfinite(radius)
+  # The inverse of a small norm can overflow, and the product with it be normal.
+  unit = w.astype(compute_dtype(w.dtype)) / spread(jnp.where(has_norm, norm, 1), axes, w.ndim)
+  scaled = unit * spread(radius, axes, w.ndim)
+  return jnp.where(spread(has_norm, axes, w.ndim), scaled.astype(w.dtype), w)
+
+
 def scale_spectral(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
   """Scaled by the measured spectral norm."""
   return scale_to(operator, w, radius, triplet.sigma)
@@ -81,6 +91,16 @@ def scale_spectral(operator: LinearOperator, w: jax.Array, radius, triplet: Sing
 
 def scale_safely(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
   """Scaled by the measured norm, or by an upper bound where that shows it to be too low."""
+  return scale_to(operator, w, radius, safe_norm(operator, w, triplet))
+
+
+def onto_spectral_sphere(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
+  """Scaled to the radius by the same norm."""
+  return scale_onto(operator, w, radius, safe_norm(operator, w, triplet))
+
+
+def safe_norm(operator: LinearOperator, w: jax.Array, triplet: SingularTriplet) -> jax.Array:
+  """The measured norm, or an upper bound where that shows it to be too low."""
   sigma, dtype = triplet.sigma, compute_dtype(w.dtype)
   if isinstance(operator, Dense):
     matrix = operator.matrix(w.astype(dtype))
@@ -88,7 +108,7 @@ def scale_safely(operator: LinearOperator, w: jax.Array, radius, triplet: Singul
       largest = nonzero(jnp.max(jnp.abs(matrix), axis=(-2, -1)))
       bound = largest * schatten_norm(CHECK_SQUARINGS, (matrix / largest[..., None, None],))
       sigma = jnp.where(bound > (1 + CHECK_WIDTH) * sigma, bound, sigma)
-  return scale_to(operator, w, radius, sigma)
+  return sigma
 
 
 def scale_frobenius(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,9 +19,11 @@ from lipjax.constrain.leaves import (
   scale_spectral,
 )
 from lipjax.constrain.polar import PolarMethod
+from lipjax.constrain.radii import check_radius
 from lipjax.measure.norms import top_triplets
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves, map_float_leaves
+from lipjax.operators.per_operator import PerOperator, numbers_by_path
 from lipjax.operators.resolve import Overrides, resolve_operators
 
 SpectralMethod = Literal["scale", "clip_svd", "clip_sign", "clip_top"]
@@ -34,7 +35,7 @@ BY_WEIGHT = {"clip_svd": clip_svd, "clip_sign": clip_sign}
 
 def project_spectral_ball(
   params: Any,
-  radius: float | jax.Array,
+  radius: float | jax.Array | PerOperator,
   *,
   method: SpectralMethod = "scale",
   layout: Layout | None = None,
@@ -59,7 +60,7 @@ def project_spectral_ball(
 
   Args:
     params: a pytree of arrays. Computed in float32 or wider.
-    radius: :math:`c`, a positive number.
+    radius: :math:`c`, a positive number or a `PerOperator`.
     method: ``"scale"``, ``"clip_svd"``, ``"clip_sign"`` or ``"clip_top"``. Clipping
       needs matrices.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
@@ -90,15 +91,16 @@ def project_spectral_ball(
   check_spectral_method(method)
   check_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
+  radii = numbers_by_path(radius, operators, leaves, 0)
   if method in BY_WEIGHT:
-    return _replaced(params, map_leaves(BY_WEIGHT[method], operators, leaves, radius))
+    return _replaced(params, map_leaves(BY_WEIGHT[method], operators, leaves, radii))
   triplets = top_triplets(operators, leaves)
-  return _replaced(params, map_leaves(BY_TRIPLET[method], operators, leaves, radius, triplets))
+  return _replaced(params, map_leaves(BY_TRIPLET[method], operators, leaves, radii, triplets))
 
 
 def project_frobenius_ball(
   params: Any,
-  radius: float | jax.Array,
+  radius: float | jax.Array | PerOperator,
   *,
   layout: Layout | None = None,
   layout_overrides: Overrides | None = None,
@@ -111,7 +113,8 @@ def project_frobenius_ball(
 
   Args:
     params: a pytree of arrays.
-    radius: :math:`c`, a positive number, for each operator (and each slice of a stack).
+    radius: :math:`c`, a positive number or a `PerOperator`, for each operator (and each slice of a
+      stack).
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
 
@@ -129,12 +132,13 @@ def project_frobenius_ball(
   """
   check_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
-  return _replaced(params, map_leaves(scale_frobenius, operators, leaves, radius))
+  radii = numbers_by_path(radius, operators, leaves, 0)
+  return _replaced(params, map_leaves(scale_frobenius, operators, leaves, radii))
 
 
 def project_operator_norm_ball(
   params: Any,
-  radius: float | jax.Array,
+  radius: float | jax.Array | PerOperator,
   *,
   order: Order,
   layout: Layout | None = None,
@@ -153,7 +157,7 @@ def project_operator_norm_ball(
 
   Args:
     params: a pytree of arrays.
-    radius: :math:`c`, a positive number.
+    radius: :math:`c`, a positive number or a `PerOperator`.
     order: ``"one"`` or ``"infinity"``.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
@@ -177,7 +181,8 @@ def project_operator_norm_ball(
   check_order(order)
   check_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
-  return _replaced(params, map_leaves(SCALE_BY_ORDER[order], operators, leaves, radius))
+  radii = numbers_by_path(radius, operators, leaves, 0)
+  return _replaced(params, map_leaves(SCALE_BY_ORDER[order], operators, leaves, radii))
 
 
 def orthogonalize(
@@ -224,7 +229,8 @@ def orthogonalize(
   """
   check_polar_method(method)
   operators, leaves = _resolve(params, layout, layout_overrides)
-  return _replaced(params, map_leaves(ORTHOGONAL_BY_METHOD[method], operators, leaves, 1.0))
+  ones = dict.fromkeys(operators, 1.0)
+  return _replaced(params, map_leaves(ORTHOGONAL_BY_METHOD[method], operators, leaves, ones))
 
 
 def clip_weights(params: Any, limit: float | jax.Array) -> Any:
@@ -260,29 +266,23 @@ def clip_weights(params: Any, limit: float | jax.Array) -> Any:
   return map_float_leaves(clip, params)
 
 
-def check_radius(radius: Any, name: str = "radius") -> None:
-  """Raises unless a radius that is a number is positive."""
-  if isinstance(radius, numbers.Real) and not float(radius) > 0:
-    msg = f"{name} is {radius}; expected a positive number."
-    raise ValueError(msg)
-
-
 def check_spectral_method(method: Any) -> None:
   """Raises for an unknown method of the spectral ball."""
-  _check_choice("method", method, get_args(SpectralMethod))
+  check_choice("method", method, get_args(SpectralMethod))
 
 
 def check_polar_method(method: Any) -> None:
   """Raises for an unknown method of orthogonalization."""
-  _check_choice("method", method, get_args(PolarMethod))
+  check_choice("method", method, get_args(PolarMethod))
 
 
 def check_order(order: Any) -> None:
   """Raises for an unknown order of an operator norm."""
-  _check_choice("order", order, get_args(Order))
+  check_choice("order", order, get_args(Order))
 
 
-def _check_choice(name, value, choices):
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+  """Raises for a word that is not one of them."""
   if not isinstance(value, str) or value not in choices:
     msg = f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}."
     raise ValueError(msg)

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
-from lipjax.constrain.keep_params import moved, updates_to
-from lipjax.constrain.leaves import map_leaves, scale_safely
+from lipjax.constrain.keep import moved, updates_to
+from lipjax.constrain.leaves import LeafProjection, map_leaves, scale_safely
 from lipjax.constrain.projections import (
   BY_TRIPLET,
   BY_WEIGHT,
   SpectralMethod,
-  check_radius,
   check_spectral_method,
 )
+from lipjax.constrain.radii import Radius, check_radius, initial_radii, radii_now
 from lipjax.measure.groups import unstack_by_path
+from lipjax.measure.norms import top_triplets
 from lipjax.measure.options import check_k, check_steps
 from lipjax.measure.refresh import TOL, refresh
 from lipjax.measure.sharding import replicated_like
@@ -35,14 +36,16 @@ class SpectralBallState(NamedTuple):
     count: int32, updates so far.
     vectors: the `SingularVectors`; read them with `read_spectral_norms`. None for the
       methods that measure nothing.
+    radii: by path, what norms were in `init`; None unless they are the radii.
   """
 
   count: Any
   vectors: Any
+  radii: Any = None
 
 
 def keep_params_in_spectral_ball(
-  radius: optax.ScalarOrSchedule,
+  radius: Radius,
   *,
   method: SpectralMethod = "scale",
   mask: Mask | None = None,
@@ -76,7 +79,8 @@ def keep_params_in_spectral_ball(
   Updates that stay inside pass bit for bit.
 
   Args:
-    radius: :math:`c`, a positive number or a schedule of the update count.
+    radius: :math:`c`, a positive number, a schedule of the update count, a `PerOperator`, or
+      ``"initial"``: what each norm was in `init`.
     method: ``"scale"``, ``"clip_svd"``, ``"clip_sign"`` or ``"clip_top"``.
     mask: as in `optax.masked`.
     layout: a layout function or ``{path: operator}``; `flax_layout` when None.
@@ -108,17 +112,49 @@ def keep_params_in_spectral_ball(
   Reference:
     Gouk et al. (2021), arXiv:1804.04368, Algorithm 2.
   """
-  name = "keep_params_in_spectral_ball"
   check_spectral_method(method)
-  check_radius(radius)
+  check_radius(radius, may_be_initial=True)
   check_steps(n_steps, tol)
   check_k(k)
+  by_weight, by_triplet = BY_WEIGHT.get(method), BY_TRIPLET | {"scale": scale_safely}
+  kept = keep_spectral(
+    "keep_params_in_spectral_ball",
+    by_triplet[method] if by_weight is None else by_weight,
+    radius,
+    layout,
+    layout_overrides,
+    Followed(tol, n_steps, k, seed) if by_weight is None else None,
+  )
+  return masked(kept, mask)
+
+
+class Followed(NamedTuple):
+  """How singular vectors are followed: the options of the transformations that do so."""
+
+  tol: float | None
+  n_steps: int
+  k: int | None
+  seed: int
+
+
+def keep_spectral(
+  name: str,
+  project: LeafProjection,
+  radius: Radius,
+  layout: Layout | None,
+  layout_overrides: Overrides | None,
+  followed: Followed | None,
+) -> optax.GradientTransformationExtraArgs:
+  """A transformation that projects every operator's leaf, by its triplet if it is `followed`."""
 
   def init(params):
     groups, leaves = group_params(params, layout, layout_overrides, name)
-    count = replicated_like(leaves, jnp.zeros((), jnp.int32))
-    tracked = init_tracked(params, groups, leaves, k, seed) if method in BY_TRIPLET else None
-    return SpectralBallState(count, tracked)
+    count, vectors = replicated_like(leaves, jnp.zeros((), jnp.int32)), None
+    if followed is not None:
+      vectors = init_tracked(params, groups, leaves, followed.k, followed.seed)
+    return SpectralBallState(
+      count, vectors, initial_radii(radius, _norms, _operators(groups), leaves)
+    )
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
@@ -128,22 +164,34 @@ def keep_params_in_spectral_ball(
     next_count = optax.safe_increment(state.count)
     if not groups:
       return updates, state._replace(count=next_count)
-    operators = {path: group.operator for group in groups for path in group.paths}
-    value = radius(state.count) if callable(radius) else radius
+    operators, triplets = _operators(groups), None
     candidates, vectors = moved(params, updates), state.vectors
-    if method in BY_WEIGHT:
-      projected = map_leaves(BY_WEIGHT[method], operators, candidates, value)
-    else:
-      check_vectors(vectors, groups, name, k)
-      # The error of the norm is an estimate: weights that jump take more of a margin.
-      until = None if tol is None else tol / 2
-      vectors, _ = refresh(groups, candidates, vectors, n_steps=n_steps, tol=until)
-      triplets = {}
-      for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):
-        triplets |= unstack_by_path(group, triplet)
-      keep = scale_safely if method == "scale" else BY_TRIPLET[method]
-      projected = map_leaves(keep, operators, candidates, value, triplets)
+    if followed is not None:
+      vectors, triplets = _followed(name, groups, candidates, vectors, followed)
+    radii = radii_now(radius, state.count, state.radii, operators, candidates)
+    projected = map_leaves(project, operators, candidates, radii, triplets)
     updates = updates_to(params, updates, candidates, projected)
-    return updates, SpectralBallState(next_count, vectors)
+    return updates, SpectralBallState(next_count, vectors, state.radii)
 
-  return masked(optax.GradientTransformationExtraArgs(init, update), mask)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _followed(name, groups, candidates, vectors, followed: Followed):
+  """The vectors of the weights as they will be, and each operator's top triplet."""
+  check_vectors(vectors, groups, name, followed.k)
+  # The error of the norm is an estimate: weights that jump take more of a margin.
+  until = None if followed.tol is None else followed.tol / 2
+  vectors, _ = refresh(groups, candidates, vectors, n_steps=followed.n_steps, tol=until)
+  triplets = {}
+  for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):
+    triplets |= unstack_by_path(group, triplet)
+  return vectors, triplets
+
+
+def _operators(groups):
+  return {path: group.operator for group in groups for path in group.paths}
+
+
+def _norms(operators, leaves):
+  """Measured from scratch."""
+  return {path: triplet.sigma for path, triplet in top_triplets(operators, leaves).items()}

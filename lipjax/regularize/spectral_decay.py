@@ -24,6 +24,7 @@ from lipjax.measure.vectors import SingularVectors, check_vectors
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.paths import map_float_leaves
+from lipjax.operators.per_operator import PerOperator, numbers_by_path
 from lipjax.operators.resolve import Overrides
 from lipjax.regularize.penalty import Penalty, check_penalty, penalty_slope
 
@@ -43,7 +44,7 @@ class SpectralDecayState(NamedTuple):
 
 
 def add_spectral_decay(
-  strength: optax.ScalarOrSchedule,
+  strength: optax.ScalarOrSchedule | PerOperator,
   *,
   penalty: Penalty = "squared",
   target: float | None = None,
@@ -98,8 +99,8 @@ def add_spectral_decay(
   normalization layers included; leave some out with `mask`.
 
   Args:
-    strength: :math:`\lambda`, a number or a schedule of the update count. Some papers
-      write :math:`\lambda\sigma^2` without the half: that is twice ours. With 0
+    strength: :math:`\lambda`, a number, a schedule of the update count, or a `PerOperator`. Some
+      papers write :math:`\lambda\sigma^2` without the half: that is twice ours. With 0
       the updates pass bit for bit and the norms are still measured, for logging.
     penalty: ``"squared"``, ``"norm"``, ``"hinge"`` or ``"power"``.
     target: :math:`\tau` of the hinge.
@@ -173,12 +174,13 @@ def add_spectral_decay(
     check_vectors(vectors, groups, name, k)
     due = anywhere(pace.wait <= 0 if every is None else count % every == 0)
     vectors, progress = refresh(groups, leaves, vectors, n_steps=n_steps, tol=tol, due=due)
-    value = strength(count) if callable(strength) else strength
-    if isinstance(value, (int, float)) and value == 0:
+    operators = {path: group.operator for group in groups for path in group.paths}
+    strengths = numbers_by_path(strength, operators, leaves, count)
+    if all(isinstance(x, (int, float)) and x == 0 for x in strengths.values()):
       updates = _after(vectors, updates)
     else:
-      slope = lambda sigma: value * penalty_slope(penalty, sigma, target, exponent)
-      updates = _add_to_updates(updates, groups, vectors, slope, value)
+      slope = lambda sigma: penalty_slope(penalty, sigma, target, exponent)
+      updates = _add_to_updates(updates, groups, vectors, slope, strengths)
     pace = next_pace(pace, due, progress, TOL if tol is None else tol)
     return updates, SpectralDecayState(optax.safe_increment(count), vectors, pace)
 
@@ -195,22 +197,22 @@ def _after(vectors: SingularVectors, updates: Any) -> Any:
   return map_float_leaves(lambda _, g: jnp.where(never, jnp.zeros_like(g), g), updates)
 
 
-def _add_to_updates(updates, groups, vectors, slope_of, strength):
+def _add_to_updates(updates, groups, vectors, slope_of, strengths):
   """Every operator's update with its rank-one term added."""
   terms = {}
   for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):
-    triplet = clean(triplet, triplet.sigma.ndim)
+    triplet, strength = clean(triplet, triplet.sigma.ndim), strengths[group.paths[0]]
     # Without a norm (a non-finite weight) there is nothing to penalize; the NaN is logged.
-    slope = jnp.where(jnp.isnan(triplet.sigma), 0, slope_of(triplet.sigma))
+    slope = jnp.where(jnp.isnan(triplet.sigma), 0, strength * slope_of(triplet.sigma))
     slope = slope.astype(triplet.v.dtype)
     v = slope.reshape(slope.shape + (1,) * (triplet.v.ndim - slope.ndim)) * triplet.v
     for i, path in enumerate(group.paths):
-      terms[path] = (group.operator, v[i], triplet.u[i])
+      terms[path] = (group.operator, strength, v[i], triplet.u[i])
 
   def visit(path, g):
     if path not in terms:
       return g
-    operator, v, u = terms[path]
+    operator, strength, v, u = terms[path]
 
     def add(g, v, u):
       term = operator.weight_gradient(g.shape, v, u)

@@ -132,6 +132,7 @@ _scaled = _scaled_by(lambda w: np.linalg.norm(w, 2))
 _frobenius = _scaled_by(np.linalg.norm)
 _one = _scaled_by(_one_norm)
 _infinity = _scaled_by(_infinity_norm)
+_rows = lambda w: w * RADIUS / np.linalg.norm(w, axis=0)  # (inputs, outputs)
 _box = lambda w: np.clip(w, -0.5, 0.5)
 _squared = _first_singular_value(lambda s: s / 1.1)
 _hinge = _first_singular_value(lambda s: (s + 0.1 * 0.5) / 1.1)
@@ -170,6 +171,10 @@ CASES = (
           order="one"),
     _ball("infinity_norm_ball", lipjax.keep_params_in_operator_norm_ball, _infinity,
           variant=True, order="infinity"),
+    _ball("sphere", lipjax.keep_params_on_sphere, _scaled, variant=True),
+    _ball("sphere_frobenius", lipjax.keep_params_on_sphere, _frobenius, variant=True,
+          norm="frobenius"),
+    _ball("sphere_rows", lipjax.keep_params_on_sphere, _rows, variant=True, norm="rows"),
     Case("box", lipjax.keep_params_in_box, _box, {"limit": 0.5}, matrices_only=False, last=True,
          hyperparameter="limit", off=math.inf, flatten="same"),
     Case("orthogonal", lipjax.keep_params_orthogonal, _polar, {}, last=True,
