@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
@@ -24,6 +26,7 @@ from lipjax.measure.refresh import TOL, refresh
 from lipjax.measure.sharding import replicated_like
 from lipjax.measure.tracking import group_params, init_tracked, top_triplets_of
 from lipjax.measure.vectors import check_vectors
+from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.resolve import Overrides
@@ -153,7 +156,7 @@ def keep_spectral(
     if followed is not None:
       vectors = init_tracked(params, groups, leaves, followed.k, followed.seed)
     return SpectralBallState(
-      count, vectors, initial_radii(radius, _norms, _operators(groups), leaves)
+      count, vectors, initial_radii(radius, measured_norms, _operators(groups), leaves)
     )
 
   def update(updates, state, params=None, **extra_args):
@@ -192,6 +195,8 @@ def _operators(groups):
   return {path: group.operator for group in groups for path in group.paths}
 
 
-def _norms(operators, leaves):
-  """Measured from scratch."""
+def measured_norms(
+  operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+  """Spectral norms from scratch."""
   return {path: triplet.sigma for path, triplet in top_triplets(operators, leaves).items()}

@@ -104,6 +104,12 @@ def _clip(w):
   return u @ np.diag(np.minimum(s, RADIUS)) @ vt
 
 
+def _shrink_above(w):
+  u, s, vt = np.linalg.svd(w, full_matrices=False)
+  assert s[1] > 0.5
+  return u @ np.diag(np.where(s > 0.5, (s + 0.1 * 0.5) / 1.1, s)) @ vt
+
+
 def _polar(w):
   u, _, vt = np.linalg.svd(w, full_matrices=False)
   return u @ vt
@@ -156,6 +162,8 @@ CASES = (
          {"strength": 0.1, "penalty": "power", "every": 1}, variant=True),
     Case("spectral_every3", lipjax.add_spectral_decay, _squared,
          {"strength": 0.1, "every": 3, "n_steps": 2}, variant=True),
+    Case("clip_decay", lipjax.add_clip_decay, _shrink_above, {"strength": 0.1, "limit": 0.5},
+         gathers=True, variant=True),
     Case("l1", lipjax.add_l1_decay, _soft_threshold, {"strength": 0.1},
          matrices_only=False, flatten="same"),
     _ball("ball_scale", lipjax.keep_params_in_spectral_ball, _scaled),
