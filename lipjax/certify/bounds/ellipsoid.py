@@ -25,6 +25,9 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
+#: Shares of the limit that certified ones may have, before the logistic function: all of it, and
+#: 0.999, 0.99 and 0.9 of it; for first multipliers, which are far from it, one does.
+CAPS, FIRST_CAPS = (float("inf"), 6.9, 4.6, 2.2), (4.6,)
 #: Of the objective, a logarithm: for less no later multipliers are taken, whose rounding is more.
 GAIN = 1e-4
 #: As shares of the largest: of an entry's movement, and of it times the multiplier.
@@ -50,7 +53,7 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
   size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units)))
-  a = certified(layers, improved(layers, size, n_steps), size)
+  a = certified(layers, improved(layers, size, n_steps), size, n_steps)
   square = gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
   return root_above(up(square), largest)
 
@@ -87,6 +90,7 @@ def certified(
   layers: Sequence[Layer],
   multipliers: Sequence[Multipliers],
   objective: Callable[[jax.Array], jax.Array],
+  n_steps: int,
 ) -> jax.Array:
   """The last A, rounding included, for multipliers up to the best part of their limit.
 
@@ -95,8 +99,7 @@ def certified(
 
   capped = lambda cap: [x._replace(share=jnp.minimum(x.share, cap)) for x in multipliers]
   fixed = lax.stop_gradient(list(layers))
-  # Of the logistic function: all of the limit, and 0.999, 0.99 and 0.9 of it.
-  caps = jnp.asarray([jnp.inf, 6.9, 4.6, 2.2], fixed[0].matrix.dtype)
+  caps = jnp.asarray(CAPS if n_steps > 1 else FIRST_CAPS, fixed[0].matrix.dtype)
   found = lax.map(lambda cap: ellipsoid(fixed, capped(cap), is_certified=True), caps)
   sizes = jax.vmap(objective)(found)
   best = jnp.argmin(jnp.where(jnp.isnan(sizes), jnp.inf, sizes))

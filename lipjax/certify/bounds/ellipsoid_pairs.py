@@ -46,13 +46,13 @@ def ellipsoid_pairs(found: Layers, n: int, n_steps: int, is_each_alone: bool) ->
   """
   layers, pairs = prepared(found.layers), _Pairs(n)
   together = improved(layers, pairs.size, n_steps)
-  bounds = pairs.above(certified(layers, together, pairs.size))
+  bounds = pairs.above(certified(layers, together, pairs.size, n_steps))
   if is_each_alone:
 
     def alone(k: jax.Array) -> jax.Array:
       size = lambda a: pairs.logs(a)[k]
       own = improved(layers, size, n_steps, together)
-      return jnp.fmin(pairs.above(certified(layers, own, size))[k], bounds[k])
+      return jnp.fmin(pairs.above(certified(layers, own, size, n_steps))[k], bounds[k])
 
     bounds = lax.map(alone, jnp.arange(len(bounds)))
   return pairs.matrix(root_above(up(bounds), found.exponents[0]))
@@ -71,7 +71,8 @@ def ellipsoid_pairs_for(found: Layers, n: int, n_steps: int, margins: jax.Array)
   layers, pairs = prepared(found.layers), _Pairs(n)
   far = 2 * jnp.log(jnp.clip(margins[pairs.i, pairs.j], 1e-30, 1e30))
   size = lambda a: jax.nn.logsumexp(SHARPNESS * (pairs.logs(a) - far)) / SHARPNESS
-  bounds = pairs.above(certified(layers, improved(layers, size, n_steps), size))
+  multipliers = improved(layers, size, n_steps)
+  bounds = pairs.above(certified(layers, multipliers, size, n_steps))
   return pairs.matrix(root_above(up(bounds), found.exponents[0]))
 
 
@@ -95,7 +96,7 @@ def ellipsoid_pairs_carried(
     slopes = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), jax.grad(size)(state[0]))
     updates, adam = _CARRIED.update(slopes, state.adam)
     state = Carried(optax.apply_updates(state.multipliers, updates), adam)
-  bounds = pairs.above(certified(layers, state.multipliers, pairs.size))
+  bounds = pairs.above(certified(layers, state.multipliers, pairs.size, CARRIED_FROM))
   return pairs.matrix(root_above(up(bounds), found.exponents[0])), state
 
 
