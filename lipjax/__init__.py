@@ -69,6 +69,7 @@ from lipjax.constrain.spectral_ball import (
 from lipjax.constrain.clip_decay import add_clip_decay as add_clip_decay
 from lipjax.constrain.sphere import keep_params_on_sphere as keep_params_on_sphere
 from lipjax.constrain.sphere import project_sphere as project_sphere
+from lipjax.constrain.tangent import keep_updates_tangent as keep_updates_tangent
 
 # Certify
 from lipjax.certify.errors import CertifyError as CertifyError

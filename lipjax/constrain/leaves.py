@@ -145,7 +145,7 @@ def operator_norm_of_order(order: Order, operator: LinearOperator, w: jax.Array)
 def clip_top(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTriplet):
   r""":math:`w - (\sigma_1 - c)_+\,uv^T`: the top singular value alone is clipped."""
   if not isinstance(operator, Dense | Diagonal):
-    raise ValueError(_no_matrix(operator))
+    raise ValueError(no_matrix(operator))
   n_batch = triplet.sigma.ndim
   sigma, u, v = clean(triplet, n_batch)
   excess = jnp.where(sigma > radius, sigma - radius, 0)
@@ -166,7 +166,7 @@ def clip_sign(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
 
 
 def _orthogonal(method: PolarMethod, operator: LinearOperator, w: jax.Array, _) -> jax.Array:
-  nearest = lambda x, _: unless_rounding(polar_factor(x, method), x)
+  nearest = lambda x, _: unless_rounding(polar_factor(x, method), x, 2)
   return _on_matrices(nearest, lambda w, _: jnp.sign(w), operator, w, 1)
 
 
@@ -189,12 +189,13 @@ def _on_matrices(on_matrix, on_diagonal, operator, w, radius):
   elif isinstance(operator, Dense):
     new = operator.leaf(on_matrix(operator.matrix(wide), radius), w.shape)
   else:
-    raise ValueError(_no_matrix(operator))
+    raise ValueError(no_matrix(operator))
   return jnp.where(jnp.isnan(new), w, new.astype(w.dtype))
 
 
-def _no_matrix(operator: LinearOperator) -> str:
+def no_matrix(operator: LinearOperator) -> str:
+  """The message where singular values are to be changed one by one."""
   return (
-    f"{operator!r} is no matrix: clipping a singular value of it gives no weights of its kind."
-    " Use method='scale'."
+    f"{operator!r} is no matrix: changing single singular values of it gives no weights of its"
+    " kind. Use method='scale', or leave it out with mask=…."
   )

@@ -22,6 +22,8 @@ PolarMethod = Literal["newton_schulz", "bjorck"]
 _GROWTH = {"newton_schulz": (3.4445, -4.7750, 2.0315), "bjorck": (1.875, -1.25, 0.375)}
 #: Björck's steps also bring [0.68, 1.21], where the tuned ones end, to 1: the error cubes.
 _POLISH_STEPS = 5
+#: How far squares of singular values may be from 1 for these steps alone: 0.68² and 1.21².
+_NEAR = 0.46
 #: Decades by which a norm may exceed the radius and be clipped in one pass.
 _ONE_PASS = math.log10(4)
 
@@ -33,17 +35,25 @@ def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Arr
   diverge on singular values much above 1, so the matrix is first divided by
   :math:`\|(X^TX)^2\|_F^{1/4} \ge \sigma_1`, which nothing leaves. The number of steps
   is what a singular value of ``eps * sigma_1`` needs to grow to 1; smaller ones
-  stay below 1, and zero stays zero.
+  stay below 1, and zero stays zero. Of matrices that are near their factors all steps but the
+  last ones are left out: a step of training moves weights little.
   """
   a, b, c = _GROWTH[method]
   eps = float(jnp.finfo(x.dtype).eps)
   n_growth = math.ceil(math.log(1 / eps) / math.log(a))
   transposed = x.shape[-1] > x.shape[-2]
   x = jnp.swapaxes(x, -1, -2) if transposed else x
-  largest, norm = _norm_bound(x)
-  # Two divisions: their product can leave the dtype's range.
-  x = x / largest / norm
-  x = lax.fori_loop(0, n_growth, lambda _, x: _odd_step(x, a, b, c), x)
+
+  def grown(x: jax.Array) -> jax.Array:
+    largest, norm = _norm_bound(x)
+    # Two divisions: their product can leave the dtype's range.
+    x = x / largest / norm
+    return lax.fori_loop(0, n_growth, lambda _, x: _odd_step(x, a, b, c), x)
+
+  away = _gram(x) - jnp.eye(x.shape[-1], dtype=x.dtype)
+  # In Frobenius' norm, which is at least the spectral one; no number is not near.
+  is_near = jnp.all(jnp.linalg.norm(away, axis=(-2, -1)) <= _NEAR)
+  x = lax.cond(is_near, lambda x: x, grown, x)
   x = lax.fori_loop(0, _POLISH_STEPS, lambda _, x: _odd_step(x, *_GROWTH["bjorck"]), x)
   return jnp.swapaxes(x, -1, -2) if transposed else x
 
@@ -90,11 +100,11 @@ def clip_by_sign(x: jax.Array, radius: jax.Array) -> jax.Array:
   return unless_rounding(jnp.swapaxes(clipped, -1, -2) if transposed else clipped, x)
 
 
-def unless_rounding(new: jax.Array, x: jax.Array) -> jax.Array:
+def unless_rounding(new: jax.Array, x: jax.Array, n_eps: int = 32) -> jax.Array:
   """`new`, or `x` itself where they differ by no more than rounding."""
   norm = lambda a: jnp.linalg.norm(a, axis=(-2, -1), keepdims=True)
   scale = nonzero(jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
-  noise = 32 * jnp.finfo(x.dtype).eps * norm(x / scale)
+  noise = n_eps * jnp.finfo(x.dtype).eps * norm(x / scale)
   return jnp.where(norm((new - x) / scale) <= noise, x, new)
 
 
