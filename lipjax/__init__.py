@@ -67,6 +67,7 @@ from lipjax.constrain.spectral_ball import (
   keep_params_in_spectral_ball as keep_params_in_spectral_ball,
 )
 from lipjax.constrain.clip_decay import add_clip_decay as add_clip_decay
+from lipjax.constrain.qk_clip import qk_clip as qk_clip
 from lipjax.constrain.sphere import keep_params_on_sphere as keep_params_on_sphere
 from lipjax.constrain.sphere import project_sphere as project_sphere
 from lipjax.constrain.tangent import keep_updates_tangent as keep_updates_tangent
