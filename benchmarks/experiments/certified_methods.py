@@ -23,12 +23,14 @@ class Method(NamedTuple):
     init: from parameters to what is kept from step to step.
     loss: of parameters, what is kept, a batch and a strength; and what is kept next.
     weights: those that the trained network is applied with.
+    logits: of those weights and flat images.
   """
 
   strengths: tuple[float, ...]
   init: Callable[[Any], Any]
   loss: Callable[..., tuple[jax.Array, Any]]
   weights: Callable[[Any, Any, Any], Any] = lambda params, kept, strength: params
+  logits: Callable[[Any, jax.Array], jax.Array] = lambda params, x: logits(params, x)
 
 
 def init_params(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Array]]:
@@ -39,12 +41,17 @@ def init_params(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Arra
   return [(draw(k, size), jnp.zeros(size[1])) for k, size in zip(keys, sizes, strict=True)]
 
 
-def logits(params: Any, x: jax.Array) -> jax.Array:
-  """A perceptron of two hidden layers of ReLU, of flat images with pixels in [0, 1]."""
+def logits(params: Any, x: jax.Array, activation: Any = jax.nn.relu) -> jax.Array:
+  """A perceptron of two hidden layers, of flat images with pixels in [0, 1]."""
   x = x - 0.5
   for w, b in params[:-1]:
-    x = jax.nn.relu(x @ w + b)
+    x = activation(x @ w + b)
   return x @ params[-1][0] + params[-1][1]
+
+
+def sorted_logits(params: Any, x: jax.Array) -> jax.Array:
+  """The same with GroupSort of pairs."""
+  return logits(params, x, lipjax.group_sort)
 
 
 def methods(n_pixels: int) -> dict[str, Method]:
@@ -74,6 +81,16 @@ def methods(n_pixels: int) -> dict[str, Method]:
     bounds, kept = carried.update(kept, params, example)
     return of_radii(params, bounds, batch, temperature), kept
 
+  def by_construction(parametrize):
+    """Of weights whose norm is 1, trained by the cross entropy of logits times a temperature."""
+    weights = lambda params, kept, temperature: of_kernels(parametrize, params)
+
+    def loss(params, kept, batch, temperature):
+      scores = temperature * sorted_logits(of_kernels(parametrize, params), batch.images)
+      return cross_entropy(scores, batch.labels).mean(), kept
+
+    return Method((2.0, 4.0, 8.0, 16.0), nothing, loss, weights, sorted_logits)
+
   nothing, temperatures = (lambda params: None), (3.0, 6.0, 12.0, 24.0)
   start = lambda params: lipjax.init_singular_vectors(kernels(params))
   return {
@@ -83,6 +100,8 @@ def methods(n_pixels: int) -> dict[str, Method]:
     "through ellipsoids": Method(
       temperatures, lambda params: carried.init(params, example), through_ellipsoids
     ),
+    "orthogonal, GroupSort": by_construction(lipjax.orthogonalize),
+    "almost orthogonal, GroupSort": by_construction(lipjax.almost_orthogonalize),
   }
 
 
@@ -93,5 +112,11 @@ def kernels(params: Any) -> dict[str, dict[str, jax.Array]]:
 
 def at_most(params: Any, vectors: Any, cap: Any) -> Any:
   """With the norms of kernels capped."""
-  found = lipjax.spectral_normalize(kernels(params), vectors, mode="cap", target=cap)
+  capped = lambda weights: lipjax.spectral_normalize(weights, vectors, mode="cap", target=cap)
+  return of_kernels(capped, params)
+
+
+def of_kernels(fn: Callable[[Any], Any], params: Any) -> Any:
+  """With a function of the kernels in their place."""
+  found = fn(kernels(params))
   return [(found[f"dense_{i}"]["kernel"], b) for i, (_, b) in enumerate(params)]

@@ -29,10 +29,18 @@ def identity_rows(node: Node) -> Rows:
 
 
 class Measured(NamedTuple):
-  """What is kept of a large matrix: at least its norm, and at least that of each of its rows."""
+  """What is kept of a large matrix.
+
+  Attributes:
+    norm: at least its norm.
+    row_norms: at least that of each of its rows.
+    moved: how far each row's entry of the target moves at most, if the node's entries do as far as
+      was said.
+  """
 
   norm: jax.Array
   row_norms: jax.Array
+  moved: jax.Array | None
 
 
 class Rows:
@@ -76,15 +84,12 @@ class Rows:
     """At least the norm of the exact matrix."""
     return _norms([self.value], [self.error])[0]
 
-  def moved_by(self, entries: jax.Array) -> jax.Array:
-    """How far each row's entry of the target moves at most, when those of the node do so far."""
-    return _moved(self.value, self.error, entries)
-
-  def measured(self) -> Measured | Rows:
-    """What is kept of it."""
+  def measured(self, entries: jax.Array | None = None) -> Measured | Rows:
+    """What is kept of it, from how far each entry of the node moves."""
     if self.is_small:
       return self
-    return Measured(self.norm(), _row_norms([self.value], [self.error])[0])
+    moved = None if entries is None else _moved(self.value[None], self.error[None], entries[None])
+    return Measured(self.norm(), _row_norms([self.value], [self.error])[0], moved)
 
   def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
@@ -119,14 +124,6 @@ class Rows:
       error,
       is_selection=self.is_selection and part.is_selection,
     )
-
-
-@fast_jit()
-def _moved(value: jax.Array, error: jax.Array, entries: jax.Array) -> jax.Array:
-  magnitude, far = jnp.abs(value).reshape((len(value), -1)), entries.astype(value.dtype).ravel()
-  total = jnp.matmul(magnitude, far, precision=lax.Precision.HIGHEST)
-  lost = gamma(far.size + 2, value.dtype) * total + 2 * far.size * tiny(value.dtype)
-  return up(total + lost + times_above(error, norm_above(far)), 4)
 
 
 @fast_jit()
@@ -167,23 +164,50 @@ def spectral_norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
   return _in_stacks(matrices, _norms, lambda x: x.norm)
 
 
-def row_norms_of(matrices: Sequence[Rows | Measured]) -> list[jax.Array]:
-  """At least the norm of each row of each exact matrix."""
-  return _in_stacks(matrices, _row_norms, lambda x: x.row_norms)
+def movements_of(
+  matrices: Sequence[Rows | Measured],
+  moved: Sequence[jax.Array],
+  entries: Sequence[jax.Array | None],
+  radius: Any,
+) -> list[jax.Array]:
+  """How far each row's entry of the target moves at most.
+
+  Args:
+    matrices: from several nodes.
+    moved: how far each node moves in l2, in units of the radius.
+    entries: how far each of its entries does; None if that is not known.
+    radius: the unit.
+  """
+
+  def of_rows(values, errors, moved, entries):
+    return _movements(values, errors, moved, entries, radius)
+
+  def of_measured(x: Measured, moved: jax.Array, entries: Any) -> jax.Array:
+    del entries
+    far = times_above(x.row_norms, times_above(moved, radius))
+    return far if x.moved is None else jnp.fmin(far, x.moved[0])
+
+  known = [
+    jnp.full(1, jnp.inf, x.dtype) if y is None else y for x, y in zip(moved, entries, strict=True)
+  ]
+  return _in_stacks(matrices, of_rows, of_measured, moved, known)
 
 
-def _in_stacks(matrices: Sequence[Rows | Measured], fn: Any, known: Any) -> list[jax.Array]:
+def _in_stacks(
+  matrices: Sequence[Rows | Measured], fn: Any, known: Any, *others: Sequence[Any]
+) -> list[jax.Array]:
   """Of matrices of one shape together: one program for them, which compiles sooner than many."""
   stacks: dict[Any, list[int]] = {}
   found: dict[int, jax.Array] = {}
   for i, x in enumerate(matrices):
     if isinstance(x, Measured):
-      found[i] = known(x)
+      found[i] = known(x, *(other[i] for other in others))
     else:
       stacks.setdefault((x.n_rows, x.value.size), []).append(i)
   for indices in stacks.values():
     rows = [x for x in (matrices[i] for i in indices) if isinstance(x, Rows)]
-    results = fn([x.value for x in rows], [x.error for x in rows])
+    rest = ([other[i] for i in indices] for other in others)
+    results = fn([x.value for x in rows], [x.error for x in rows], *rest)
     found |= dict(zip(indices, results, strict=True))
   return [found[i] for i in range(len(matrices))]
 
@@ -196,6 +220,32 @@ def _norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
 @fast_jit()
 def _row_norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
   return list(up(norm_above(_stacked(values), 2) + jnp.stack(errors)[:, None], 2))
+
+
+@fast_jit()
+def _movements(
+  values: list[jax.Array],
+  errors: list[jax.Array],
+  moved: list[jax.Array],
+  entries: list[jax.Array],
+  radius: Any,
+) -> list[jax.Array]:
+  stack, error = _stacked(values), jnp.stack(errors)
+  row_norms = up(norm_above(stack, 2) + error[:, None], 2)
+  far = times_above(row_norms, times_above(jnp.stack(moved), radius)[:, None])
+  full = (jnp.broadcast_to(x.ravel(), stack.shape[-1:]) for x in entries)
+  return list(jnp.fmin(far, _moved(stack, error, jnp.stack(list(full)))))
+
+
+@fast_jit()
+def _moved(stack: jax.Array, error: jax.Array, entries: jax.Array) -> jax.Array:
+  """Of each matrix, how far rows move when entries of the node move so far."""
+  stack, n = stack.reshape((*stack.shape[:2], -1)), entries[0].size
+  entries = entries.reshape((len(stack), n)).astype(stack.dtype)
+  total = jnp.einsum("krn,kn->kr", jnp.abs(stack), entries, precision=lax.Precision.HIGHEST)
+  # An error of norm e moves no entry further than e times the l2 norm, which is at most the sum.
+  lost = up(jnp.sum(entries, axis=1) * error, n) + 4 * n * tiny(stack.dtype)
+  return up(total * (1 + gamma(n + 2, stack.dtype)) + lost[:, None], 4)
 
 
 def _stacked(values: list[jax.Array]) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lipjax.certify.facts import LipschitzPart, ScalarPart
+from lipjax.certify.facts import Facts, LipschitzPart, ScalarPart
 from lipjax.certify.maps import (
   Known,
   Way,
@@ -20,9 +20,37 @@ from lipjax.certify.maps import (
   joint,
   of_source,
 )
-from lipjax.certify.matrix import Measured, Rows, row_norms_of, spectral_norms_of
+from lipjax.certify.matrix import Measured, Rows, movements_of, spectral_norms_of
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import times_above
+
+
+class Deviations:
+  """On a domain, how far each entry of sources is from where it is in the domain's middle."""
+
+  def __init__(self, radius: Any):
+    self.radius = radius
+    # Sources are asked for by every node after them.
+    self._found: dict[int, tuple[Facts, jax.Array]] = {}
+
+  def of(self, known: Known, source: int) -> jax.Array:
+    """Of what `of_source` says moves."""
+    part = known.part(source)
+    facts = known.facts[known.parents(source)[0] if isinstance(part, ScalarPart) else source]
+    if source not in self._found or self._found[source][0] is not facts:
+      self._found[source] = facts, _deviation(known, source, facts)
+    return self._found[source][1]
+
+
+def _deviation(known: Known, source: int, facts: Facts) -> jax.Array:
+  part, node = known.part(source), known.nodes[source]
+  if facts.range is None or facts.point is None:
+    return jnp.full(node.shape, jnp.inf, node.wide)
+  (lower, upper), (low, high) = facts.range, facts.point
+  far = up(jnp.maximum(upper - low, high - lower), 2)
+  if isinstance(part, ScalarPart) and not half_slope(part).ndim:
+    far = times_above(far, half_slope(part))
+  return jnp.broadcast_to(far, node.shape)
 
 
 class _Term(NamedTuple):
@@ -31,18 +59,18 @@ class _Term(NamedTuple):
   Attributes:
     way: the map.
     moved: how far the source moves in l2 for each unit that the inputs move.
-    entries: on a domain, how far each entry of the target is from where it is in its middle.
+    entries: on a domain, how far each of its entries is from where it is in the middle.
   """
 
   way: Way | Measured
   moved: Any
-  entries: Any = None
+  entries: Any
 
 
 class FromSources:
   """How far a target moves at most when its sources move as far as `bounds` says.
 
-  With a `radius` of the domain also from what is known of each entry of each source.
+  With `deviations` each entry of it also as far as each entry of each source does.
   """
 
   def __init__(
@@ -51,10 +79,10 @@ class FromSources:
     target: int,
     order: Sequence[int],
     bounds: Mapping[int, Any],
-    radius: Any = None,
+    deviations: Deviations | None = None,
   ):
-    self._shape, self._radius = known.nodes[target].shape, radius
-    of = functools.partial(_terms, known, target, order, bounds, has_entries=radius is not None)
+    self._shape, self._deviations = known.nodes[target].shape, deviations
+    of = functools.partial(_terms, known, target, order, bounds, deviations)
     self._sums = [of(splits=x) for x in _splittings(known, target, order)]
 
   def total(self) -> jax.Array:
@@ -70,17 +98,15 @@ class FromSources:
 
   def entries(self) -> jax.Array | None:
     """How far each entry of the target moves on the domain; None if matrices are not small."""
-    matrices = self._matrices()
-    if not matrices or len(matrices) < sum(map(len, self._sums)):
+    matrices, terms = self._matrices(), [term for terms in self._sums for term in terms]
+    if self._deviations is None or not matrices or len(matrices) < len(terms):
       return None
-    found = iter(row_norms_of(matrices))
+    moved, entries = [term.moved for term in terms], [term.entries for term in terms]
+    found = iter(movements_of(matrices, moved, entries, self._deviations.radius))
     best = jnp.asarray(jnp.inf)
-    for terms in self._sums:
-      total: Any = 0
-      for term in terms:
-        far = times_above(next(found), times_above(term.moved, self._radius))
-        total += far if term.entries is None else jnp.fmin(far, term.entries)
-      best = jnp.fmin(best, up(total, len(terms) + 1))
+    for some in self._sums:
+      total = functools.reduce(jnp.add, [next(found) for _ in some])
+      best = jnp.fmin(best, up(total, len(some) + 1))
     return best.reshape(self._shape)
 
   def _matrices(self) -> list[Rows | Measured]:
@@ -105,9 +131,9 @@ def _terms(
   target: int,
   order: Sequence[int],
   bounds: Mapping[int, Any],
+  deviations: Deviations | None,
   *,
   splits: bool,
-  has_entries: bool,
 ) -> list[_Term]:
   """One for each source; functions with a linear part are that and a rest if `splits`."""
   terms = []
@@ -117,22 +143,6 @@ def _terms(
       moved = joint(known, source, part.rest(), bounds)
     else:
       way, moved = of_source(known, source, way, bounds)
-      if has_entries and isinstance(way, Rows):
-        entries = way.moved_by(_deviation(known, source))
-    terms.append(_Term(way.measured() if isinstance(way, Rows) else way, moved, entries))
+      entries = None if deviations is None else deviations.of(known, source)
+    terms.append(_Term(way.measured(entries) if isinstance(way, Rows) else way, moved, entries))
   return terms
-
-
-def _deviation(known: Known, source: int) -> jax.Array:
-  """How far each entry of what `of_source` says is from where it is in the domain's middle."""
-  part, of = known.part(source), source
-  if isinstance(part, ScalarPart):
-    of = known.parents(source)[0]
-  facts, node = known.facts[of], known.nodes[of]
-  if facts.range is None or facts.point is None:
-    return jnp.full(node.shape, jnp.inf, node.wide)
-  (lower, upper), (low, high) = facts.range, facts.point
-  far = up(jnp.maximum(upper - low, high - lower), 2)
-  if isinstance(part, ScalarPart) and not half_slope(part).ndim:
-    far = times_above(far, half_slope(part))
-  return jnp.broadcast_to(far, node.shape)

@@ -32,7 +32,7 @@ from lipjax.certify.primitives import RECORDS
 from lipjax.certify.primitives.ranges import fitted, row_movement, widened
 from lipjax.certify.primitives.scalar import range_anywhere
 from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
-from lipjax.certify.sources import FromSources
+from lipjax.certify.sources import Deviations, FromSources
 from lipjax.rounding.numbers import times_above
 
 #: In graphs with more nodes ranges are not refined by LipLT.
@@ -79,6 +79,7 @@ class _Sweep:
 
   def __init__(self, graph: Graph, radius: Any | None):
     self.nodes, self.radius = graph.nodes, radius
+    self._deviations = Deviations(radius)
     self.facts: list[Facts] = []
     self._is_sharp: set[int] = set()
     # Bounds by the maps of the same parents, by their part: of a shifted node those of the one
@@ -119,7 +120,7 @@ class _Sweep:
       if len(order) > NODES_UP_TO:
         return facts
       bounds = {k: x.bound for k, x in enumerate(self.facts)}
-      better = FromSources(known, i, order, bounds, self.radius)
+      better = FromSources(known, i, order, bounds, self._deviations)
       self._by_maps[id(part)] = jnp.fmin(better.total(), facts.bound), better.entries()
     bound, entries = self._by_maps[id(part)]
     distances = [times_above(bound, self.radius), *([] if entries is None else [entries])]
