@@ -31,8 +31,8 @@ def almost_orthogonalize(
 
   .. math:: D_{ii} = \Big(\sum_j |W^T W|_{ij}\Big)^{-1/2}, \qquad \|W D\|_2 \le 1,
 
-  with equality where its columns are orthogonal, which is where training leads them. If there are
-  fewer outputs than inputs, outputs are rescaled, by :math:`W W^T`. Of a `Convolution` one channel
+  with equality where its columns are orthogonal. If there are fewer outputs than inputs, outputs
+  are rescaled, by :math:`W W^T`. Of a `Convolution` one channel
   has one factor, from the kernel's correlations with itself at all shifts: strides, dilations,
   groups and transposed ones included, with zeros around the input or on a circle.
 
@@ -41,8 +41,7 @@ def almost_orthogonalize(
 
     logits = model.apply(lipjax.almost_orthogonalize(raw), x)
 
-  Cheaper than `orthogonalize` and for every convolution, and with a gradient that is cheap too; a
-  random matrix gets a norm well below 1.
+  It takes one product of the weight with itself; a random matrix gets a norm well below 1.
 
   Guarantee: :math:`\sigma_1 \le 1 + 4\epsilon\sqrt r`, with :math:`r` the smaller dimension and
   :math:`\epsilon` that of the params' dtype; 1 in exact arithmetic, the margin for rounding is
@@ -54,8 +53,8 @@ def almost_orthogonalize(
     layout_overrides: ``{regex: operator or None}``.
 
   Returns:
-    A tree like `params`, same dtypes; a `Diagonal` becomes its signs. What is zero stays zero, and
-    its gradient is 0. A slice with a NaN or an infinity is NaN.
+    A tree like `params`, same dtypes; a `Diagonal` becomes its signs. What is zero stays zero,
+    with finite derivatives. A slice with a NaN or an infinity is NaN.
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
@@ -135,7 +134,7 @@ def _group(kernel: jax.Array) -> jax.Array:
 
 
 def _inverse_root(overlap: jax.Array) -> jax.Array:
-  """Its derivative where it is 0 is 0; squares that are lost beside 1 are no overlap."""
+  """1, and no derivative, where there is no overlap: there the weights are 0."""
   is_zero = overlap == 0
   return jnp.where(is_zero, 1, up(jnp.where(is_zero, 1, overlap)) ** -0.5)
 

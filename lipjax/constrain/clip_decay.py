@@ -49,7 +49,7 @@ def add_clip_decay(
     )
 
   Guarantee: none on the norm; where the updates before it have at most the spectral norm
-  :math:`m`, as Muon's have, norms settle at or below :math:`\beta + m/\lambda`.
+  :math:`m`, and :math:`\eta\lambda \le 1`, norms settle at or below :math:`\beta + m/\lambda`.
 
   Args:
     strength: :math:`\lambda`, a number, a schedule of the update count, or a `PerOperator`.
@@ -83,13 +83,11 @@ def add_clip_decay(
   """
   name = "add_clip_decay"
   check_choice("method", method, get_args(ClipMethod))
-  check_radius(limit, "limit", may_be_initial=True)
+  check_radius(limit, "limit")
 
   def init(params):
-    operators, leaves = (
-      require_operators(params, layout, layout_overrides, name),
-      float_leaves(params),
-    )
+    operators = require_operators(params, layout, layout_overrides, name)
+    leaves = float_leaves(params)
     count = replicated_like(leaves, jnp.zeros((), jnp.int32))
     return KeepParamsState(count, initial_radii(limit, measured_norms, operators, leaves))
 

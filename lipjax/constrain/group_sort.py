@@ -10,8 +10,7 @@ def group_sort(x: jax.Array, group_size: int = 2, axis: int = -1) -> jax.Array:
   r"""Neighbours on an axis sorted, in groups of `group_size`; MaxMin for groups of two.
 
   For every input it is a permutation, so that slopes are 1 in all directions: with orthogonal
-  weights gradients keep their length through any number of layers, which relu halves. Every
-  1-Lipschitz function is a limit of such networks.
+  weights gradients keep their length through any number of layers.
 
   Guarantee: :math:`\|f(x) - f(y)\|_2 \le \|x - y\|_2`, and `lipschitz_upper_bound` proves it.
 

@@ -17,7 +17,7 @@ from lipjax.constrain.leaves import (
 )
 from lipjax.constrain.polar import PolarMethod
 from lipjax.constrain.projections import check_order, check_polar_method, clip_weights
-from lipjax.constrain.radii import Radius, check_radius
+from lipjax.constrain.radii import Radius, check_positive, check_radius
 from lipjax.measure.frobenius import frobenius_norm
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
@@ -66,7 +66,7 @@ def keep_params_in_frobenius_ball(
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
     [[0.5, 0.5], [0.5, 0.5]]
   """
-  check_radius(radius, may_be_initial=True)
+  check_radius(radius)
   name = "keep_params_in_frobenius_ball"
   kept = keep_leaves(name, scale_frobenius, frobenius_norm, radius, layout, layout_overrides)
   return masked(kept, mask)
@@ -111,7 +111,7 @@ def keep_params_in_operator_norm_ball(
     [[0.5, 0.5], [0.5, 0.5]]
   """
   check_order(order)
-  check_radius(radius, may_be_initial=True)
+  check_radius(radius)
   name, project = "keep_params_in_operator_norm_ball", SCALE_BY_ORDER[order]
   norm = functools.partial(operator_norm_of_order, order)
   return masked(keep_leaves(name, project, norm, radius, layout, layout_overrides), mask)
@@ -192,7 +192,7 @@ def keep_params_in_box(
   Reference:
     Arjovsky, Chintala & Bottou (2017), arXiv:1701.07875, Algorithm 1.
   """
-  check_radius(limit, "limit")
+  check_positive(limit, "limit")
 
   def project(params, leaves, state):
     del params

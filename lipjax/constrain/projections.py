@@ -19,7 +19,7 @@ from lipjax.constrain.leaves import (
   scale_spectral,
 )
 from lipjax.constrain.polar import PolarMethod
-from lipjax.constrain.radii import check_radius
+from lipjax.constrain.radii import check_fixed_number, check_fixed_radius
 from lipjax.measure.norms import top_triplets
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves, map_float_leaves
@@ -89,7 +89,7 @@ def project_spectral_ball(
     (2025), arXiv:2507.13338, for clipping by matrix signs.
   """
   check_spectral_method(method)
-  check_radius(radius)
+  check_fixed_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
   radii = numbers_by_path(radius, operators, leaves, 0)
   if method in BY_WEIGHT:
@@ -130,7 +130,7 @@ def project_frobenius_ball(
     >>> lipjax.project_frobenius_ball({"kernel": jnp.full((2, 2), 3.0)}, 1.0)["kernel"].tolist()
     [[0.5, 0.5], [0.5, 0.5]]
   """
-  check_radius(radius)
+  check_fixed_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
   radii = numbers_by_path(radius, operators, leaves, 0)
   return _replaced(params, map_leaves(scale_frobenius, operators, leaves, radii))
@@ -179,7 +179,7 @@ def project_operator_norm_ball(
     Gouk et al. (2021), arXiv:1804.04368, section 3.1.
   """
   check_order(order)
-  check_radius(radius)
+  check_fixed_radius(radius)
   operators, leaves = _resolve(params, layout, layout_overrides)
   radii = numbers_by_path(radius, operators, leaves, 0)
   return _replaced(params, map_leaves(SCALE_BY_ORDER[order], operators, leaves, radii))
@@ -257,7 +257,7 @@ def clip_weights(params: Any, limit: float | jax.Array) -> Any:
   Reference:
     Arjovsky, Chintala & Bottou (2017), arXiv:1701.07875, Algorithm 1.
   """
-  check_radius(limit, "limit")
+  check_fixed_number(limit, "limit")
 
   def clip(_, w):
     bound = jnp.asarray(limit, w.dtype)

@@ -12,7 +12,7 @@ import optax
 from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.constrain.keep import moved, updates_to
-from lipjax.constrain.radii import check_radius
+from lipjax.constrain.radii import check_fixed_number
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.dense import Dense
 from lipjax.operators.layouts import Layout
@@ -92,7 +92,7 @@ def qk_clip(
   Reference:
     Kimi Team (2025), arXiv:2507.20534, section 2.1.
   """
-  check_radius(threshold, "threshold")
+  check_fixed_number(threshold, "threshold")
   find = lambda params: _pairs(params, names, layout, layout_overrides)
 
   def init(params):

@@ -19,14 +19,33 @@ Radius = optax.ScalarOrSchedule | PerOperator | Literal["initial"]
 Norms = Callable[[Mapping[str, LinearOperator], Mapping[str, Any]], Mapping[str, Any]]
 
 
-def check_radius(radius: Any, name: str = "radius", *, may_be_initial: bool = False) -> None:
-  """Raises unless a radius that is a number is positive, and a word is known."""
-  if isinstance(radius, str) and not (may_be_initial and radius == "initial"):
-    words = ", or 'initial'" if may_be_initial else ""
-    msg = f"{name} is {radius!r}; expected a number, a schedule, a PerOperator{words}."
+def check_radius(radius: Any, name: str = "radius") -> None:
+  """Raises for what is no radius of a transformation."""
+  if not isinstance(radius, PerOperator) and not (isinstance(radius, str) and radius == "initial"):
+    check_positive(radius, name, ", a PerOperator, or 'initial'")
+
+
+def check_fixed_radius(radius: Any, name: str = "radius") -> None:
+  """Raises for what is no radius of a function, which counts no updates."""
+  if not (isinstance(radius, PerOperator) and not callable(radius.scale)):
+    check_fixed_number(radius, name, ", or a PerOperator of a number")
+
+
+def check_fixed_number(number: Any, name: str, others: str = "") -> None:
+  """Raises for schedules, for other things and for numbers that are not positive."""
+  if callable(number) or isinstance(number, str | PerOperator):
+    msg = f"{name} is {number!r}; expected a positive number{others}."
     raise ValueError(msg)
-  if isinstance(radius, numbers.Real) and not float(radius) > 0:
-    msg = f"{name} is {radius}; expected a positive number."
+  check_positive(number, name)
+
+
+def check_positive(number: Any, name: str, others: str = "") -> None:
+  """Raises unless a number is positive; schedules pass."""
+  if isinstance(number, str | PerOperator):
+    msg = f"{name} is {number!r}; expected a positive number, or a schedule{others}."
+    raise ValueError(msg)
+  if isinstance(number, numbers.Real) and not float(number) > 0:
+    msg = f"{name} is {number}; expected a positive number."
     raise ValueError(msg)
 
 

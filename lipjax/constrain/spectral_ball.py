@@ -116,7 +116,7 @@ def keep_params_in_spectral_ball(
     Gouk et al. (2021), arXiv:1804.04368, Algorithm 2.
   """
   check_spectral_method(method)
-  check_radius(radius, may_be_initial=True)
+  check_radius(radius)
   check_steps(n_steps, tol)
   check_k(k)
   by_weight, by_triplet = BY_WEIGHT.get(method), BY_TRIPLET | {"scale": scale_safely}

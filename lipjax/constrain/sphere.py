@@ -12,7 +12,7 @@ import optax
 from lipjax.constrain.keep import keep_leaves
 from lipjax.constrain.leaves import LeafProjection, map_leaves, onto_spectral_sphere, scale_onto
 from lipjax.constrain.projections import check_choice
-from lipjax.constrain.radii import Radius, check_radius
+from lipjax.constrain.radii import Radius, check_fixed_radius, check_radius
 from lipjax.constrain.spectral_ball import Followed, keep_spectral
 from lipjax.measure.frobenius import frobenius_norm
 from lipjax.measure.norms import top_triplets
@@ -83,7 +83,7 @@ def project_sphere(
     columns [[5.0, 0.0], [4.0, 3.0]]
   """
   _check_norm(norm)
-  check_radius(radius)
+  check_fixed_radius(radius)
   operators, leaves = resolve_operators(params, layout, layout_overrides), float_leaves(params)
   radii = numbers_by_path(radius, operators, leaves, 0, _SIDES[norm])
   if norm == "spectral":
@@ -159,12 +159,12 @@ def keep_params_on_sphere(
     [4.0, 4.0]
 
   Reference:
-    Liu et al. (2021), arXiv:2102.00554, and Karras et al. (2024), arXiv:2312.02696, for norms of
+    Liu et al. (2021), arXiv:2102.07227, and Karras et al. (2024), arXiv:2312.02696, for norms of
     weights that are held; Yang, Simon & Bernstein (2023), arXiv:2310.17813, for their size.
   """
   name = "keep_params_on_sphere"
   _check_norm(norm)
-  check_radius(radius, may_be_initial=True)
+  check_radius(radius)
   check_steps(n_steps, tol)
   check_k(k)
   common = radius, layout, layout_overrides

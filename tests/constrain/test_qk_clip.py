@@ -135,6 +135,8 @@ def test_wrong_logits_raise(max_logits, message):
 def test_other_wrong_calls_raise():
   with pytest.raises(ValueError, match="threshold is 0"):
     lipjax.qk_clip(0)
+  with pytest.raises(ValueError, match="expected a positive number"):
+    lipjax.qk_clip(lambda count: 1.0)
   with pytest.raises(ValueError, match="no pair of kernels under 'query' and 'key'"):
     lipjax.qk_clip(1.0).init({"dense": {"kernel": jnp.ones((2, 2))}})
   params = {"attention": attention()}

@@ -51,7 +51,7 @@ def test_norms_are_the_radius(norm):
   params, layout = of(norm)
   projected = lipjax.project_sphere(params, 1.7, norm=norm, layout=layout)
   for name, w in projected.items():
-    np.testing.assert_allclose(exact(norm, name, w), 1.7, rtol=4e-7 if FLOAT == "f4" else 2e-6)
+    np.testing.assert_allclose(exact(norm, name, w), 1.7, rtol=4 * EPS)
     assert w.dtype == params[name].dtype
     direction = np.asarray(w / params[name])
     assert norm in ("rows", "columns") or np.ptp(direction, axis=(-2, -1)).max() < 1e-5
@@ -232,8 +232,16 @@ def test_initial_radii_under_wrappers():
   [
     (lambda: lipjax.keep_params_on_sphere(0.0), "radius is 0"),
     (lambda: lipjax.keep_params_on_sphere(1.0, norm="row"), "'rows', 'columns'"),
-    (lambda: lipjax.keep_params_on_sphere("first"), "expected a number, .* or 'initial'"),
-    (lambda: lipjax.project_sphere(PARAMS, "initial"), "expected a number, a schedule"),
+    (lambda: lipjax.keep_params_on_sphere("first"), "or 'initial'"),
+    (lambda: lipjax.project_sphere(PARAMS, "initial"), "expected a positive number, or a PerOp"),
+    (lambda: lipjax.project_sphere(PARAMS, lambda count: 1.0), "expected a positive number"),
+    (
+      lambda: lipjax.project_frobenius_ball(PARAMS, lipjax.PerOperator(lambda count: 1.0)),
+      "PerOperator of a number",
+    ),
+    (lambda: lipjax.keep_params_in_box(lipjax.PerOperator(1.0)), "limit is PerOperator"),
+    (lambda: lipjax.keep_params_in_box("initial"), "or a schedule"),
+    (lambda: lipjax.clip_weights(PARAMS, lambda count: 1.0), "expected a positive number"),
     (lambda: lipjax.PerOperator(-1.0), r"scale is -1\.0"),
     (lambda: lipjax.keep_params_on_sphere(1.0, k=0), "k is 0"),
     (
