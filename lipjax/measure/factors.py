@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from lipjax.measure.turns import in_turns
+
 #: Of matrices at a time, and of cubes of their rows: an eighth of what was seen to be split.
 AT_ONCE, OPERATIONS = 256, 2**18
 
@@ -35,15 +37,7 @@ def _few_at_a_time(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     count = _at_once(args[0].shape[1:], size)
     if count == size:
       return batched(*args), True
-    n_stacks = -(-size // count)
-    missing = n_stacks * count - size
-
-    def stacks(x: jax.Array) -> jax.Array:
-      x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-      return x.reshape((n_stacks, count, *x.shape[1:]))
-
-    found = lax.map(lambda some: batched(*some), tuple(map(stacks, args)))
-    return found.reshape((-1, *found.shape[2:]))[:size], True
+    return in_turns(batched, args, -(-size // count)), True
 
   return batched
 

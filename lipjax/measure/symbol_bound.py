@@ -13,6 +13,7 @@ from jax import lax
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps, schatten_norm
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.starts import noise
+from lipjax.measure.turns import in_turns
 from lipjax.operators.symbol import Symbols, block_kernel, evaluate, symbols
 from lipjax.operators.window import Window
 from lipjax.rounding.errors import SMALL, gamma, pairwise_sum, pairwise_terms, up
@@ -123,14 +124,7 @@ def _over_angles(norm: Callable[..., jax.Array], block: jax.Array, phases: jax.A
   at_once = max(AT_ONCE // math.prod((len(block), *block.shape[2:])), 1)
   of = lambda phases: norm(*evaluate(block, phases))
   n_loops = -(-len(phases) // at_once)
-  if n_loops <= 1:
-    return of(phases)
-  # The last ones twice instead of a shorter turn, which would be compiled as well.
-  in_loop = -(-len(phases) // n_loops)
-  padding = [(0, n_loops * in_loop - len(phases)), (0, 0)]
-  padded = jnp.pad(phases, padding, mode="edge").reshape((n_loops, in_loop, -1))
-  found = lax.map(of, padded)
-  return found.reshape((-1, *found.shape[2:]))[: len(phases)]
+  return of(phases) if n_loops <= 1 else in_turns(of, [phases], n_loops)
 
 
 def _norm_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:

@@ -21,10 +21,10 @@ class PerOperator:
   r"""A number for each operator, by its size: :math:`c\,(d_{out}/d_{in})^p`.
 
   With :math:`p = 1/2` as the radius of a spectral norm it is the spectral condition: inputs whose
-  entries have root mean square 1 give outputs of at most :math:`c`, whatever the width, so that
-  learning rates carry over from one width to another. It takes the place of a radius or of a
-  strength. :math:`d_{in}` and :math:`d_{out}` are those of the operator that the layout tells: all
-  pixels of all channels for a `Convolution`, the vocabulary and the features for an embedding.
+  entries have root mean square 1 give outputs of at most :math:`c`, whatever the width. It takes
+  the place of a radius or of a strength. :math:`d_{in}` and :math:`d_{out}` are those of the
+  operator that the layout tells: all pixels of all channels for a `Convolution`, the vocabulary and
+  the features for an embedding.
 
   Guarantee: exact, a description.
 

@@ -14,6 +14,7 @@ from jax import lax
 from lipjax.certify.bounds import covariance
 from lipjax.certify.bounds.layers import Layer
 from lipjax.certify.bounds.torus import conjugated
+from lipjax.measure.turns import in_turns
 
 #: Numbers of the matrices of frequencies that are worked on at once.
 AT_ONCE = 2**22
@@ -69,15 +70,5 @@ def _for_each(fn: Callable[..., jax.Array], *stacks: jax.Array) -> jax.Array:
   count = len(stacks[0])
   largest = max(math.prod(x.shape[1:]) for x in stacks)
   n_turns = min(-(-count * largest // AT_ONCE), count)
-  if n_turns <= 1:
-    return jax.vmap(fn)(*stacks)
-  # The last ones twice instead of a shorter turn, which would be compiled as well.
-  in_turn = -(-count // n_turns)
-  n_turns = -(-count // in_turn)
-
-  def turns(x: jax.Array) -> jax.Array:
-    missing = [(0, n_turns * in_turn - count)] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, missing, mode="edge").reshape((n_turns, in_turn, *x.shape[1:]))
-
-  found = lax.map(lambda some: jax.vmap(fn)(*some), tuple(map(turns, stacks)))
-  return found.reshape((-1, *found.shape[2:]))[:count]
+  of_all = jax.vmap(fn)
+  return of_all(*stacks) if n_turns <= 1 else in_turns(of_all, stacks, n_turns)
