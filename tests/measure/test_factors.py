@@ -36,16 +36,16 @@ def test_they_are_those_of_a_batch(shape):
 
 
 @pytest.mark.parametrize(
-  ("shape", "stack"), [((514, 16), 64), ((802, 128), 1), ((40, 32), 8), ((20, 30, 32), 8)]
+  ("shape", "most"), [((514, 16), 64), ((802, 128), 1), ((40, 32), 8), ((20, 30, 32), 8)]
 )
-def test_stacks_are_small(shape, stack):
+def test_stacks_are_small(shape, most):
   """Of more, LAPACK's calls can wait for each other for ever."""
   factor = cholesky
   for _ in shape[1:]:
     factor = jax.vmap(factor)
   program = jax.make_jaxpr(factor)(jnp.zeros((*shape, shape[-1])))
   (found,) = shapes_of("cholesky", program.jaxpr)
-  assert np.prod(found[:-2]) == stack
+  assert most / 2 < np.prod(found[:-2]) <= most
 
 
 def test_two_batches_of_one_program_end():
