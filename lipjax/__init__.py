@@ -50,11 +50,16 @@ from lipjax.constrain.almost_orthogonal import almost_orthogonalize as almost_or
 from lipjax.constrain.group_sort import group_sort as group_sort
 from lipjax.constrain.muon import muon_dimension_numbers as muon_dimension_numbers
 from lipjax.constrain.normalize import spectral_normalize as spectral_normalize
+from lipjax.constrain.orthogonal_convolution import orthogonal_convolution as orthogonal_convolution
+from lipjax.constrain.orthogonal_map import orthogonal_map as orthogonal_map
 from lipjax.constrain.projections import clip_weights as clip_weights
 from lipjax.constrain.projections import orthogonalize as orthogonalize
 from lipjax.constrain.projections import project_frobenius_ball as project_frobenius_ball
 from lipjax.constrain.projections import project_operator_norm_ball as project_operator_norm_ball
 from lipjax.constrain.projections import project_spectral_ball as project_spectral_ball
+from lipjax.constrain.residual_kernels import cpl_kernels as cpl_kernels
+from lipjax.constrain.residual_kernels import sll_kernels as sll_kernels
+from lipjax.constrain.sandwich import sandwich_kernels as sandwich_kernels
 from lipjax.constrain.keep import KeepParamsState as KeepParamsState
 from lipjax.constrain.keep_params import keep_params_in_box as keep_params_in_box
 from lipjax.constrain.keep_params import (

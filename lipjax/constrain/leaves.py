@@ -157,17 +157,17 @@ def clip_top(operator: LinearOperator, w: jax.Array, radius, triplet: SingularTr
 
 def clip_svd(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
   """Every singular value clipped, by SVD."""
-  return _on_matrices(clip_by_svd, _clip_entries, operator, w, radius)
+  return on_matrices(clip_by_svd, _clip_entries, operator, w, radius)
 
 
 def clip_sign(operator: LinearOperator, w: jax.Array, radius) -> jax.Array:
   """Every singular value clipped, by matrix products."""
-  return _on_matrices(clip_by_sign, _clip_entries, operator, w, radius)
+  return on_matrices(clip_by_sign, _clip_entries, operator, w, radius)
 
 
 def _orthogonal(method: PolarMethod, operator: LinearOperator, w: jax.Array, _) -> jax.Array:
   nearest = lambda x, _: unless_rounding(polar_factor(x, method), x, 2)
-  return _on_matrices(nearest, lambda w, _: jnp.sign(w), operator, w, 1)
+  return on_matrices(nearest, lambda w, _: jnp.sign(w), operator, w, 1)
 
 
 #: Every nonzero singular value set to 1.
@@ -180,7 +180,7 @@ def _clip_entries(w, radius):
   return jnp.clip(w, -radius, radius)
 
 
-def _on_matrices(on_matrix, on_diagonal, operator, w, radius):
+def on_matrices(on_matrix, on_diagonal, operator, w, radius):
   """`on_matrix` on every slice of a matrix, `on_diagonal` on a diagonal's entries."""
   dtype = compute_dtype(w.dtype)
   wide, radius = w.astype(dtype), jnp.asarray(radius, dtype)

@@ -22,6 +22,8 @@ PolarMethod = Literal["newton_schulz", "bjorck"]
 _GROWTH = {"newton_schulz": (3.4445, -4.7750, 2.0315), "bjorck": (1.875, -1.25, 0.375)}
 #: Björck's steps also bring [0.68, 1.21], where the tuned ones end, to 1: the error cubes.
 _POLISH_STEPS = 5
+#: As many bring what a solution of equations leaves, far less than that.
+_ROUNDING_STEPS = 2
 #: How far squares of singular values may be from 1 for these steps alone: 0.68² and 1.21².
 _NEAR = 0.46
 #: Decades by which a norm may exceed the radius and be clipped in one pass.
@@ -56,6 +58,11 @@ def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Arr
   x = lax.cond(is_near, lambda x: x, grown, x)
   x = lax.fori_loop(0, _POLISH_STEPS, lambda _, x: _odd_step(x, *_GROWTH["bjorck"]), x)
   return jnp.swapaxes(x, -1, -2) if transposed else x
+
+
+def polished(x: jax.Array) -> jax.Array:
+  """Matrices with orthonormal columns up to rounding, with less of it."""
+  return lax.fori_loop(0, _ROUNDING_STEPS, lambda _, x: _odd_step(x, *_GROWTH["bjorck"]), x)
 
 
 def clip_by_svd(x: jax.Array, radius: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ do. A small batch is done by the thread that has it, and nobody waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ def _few_at_a_time(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     # Other devices have true kernels for batches.
     if jax.default_backend() != "cpu" or size == 0:
       return batched(*args), True
-    count = _at_once(args[0].shape[1:], size)
+    count = _at_once([x.shape[1:] for x in args], size)
     if count == size:
       return batched(*args), True
     return in_turns(batched, args, -(-size // count)), True
@@ -42,9 +42,9 @@ def _few_at_a_time(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   return batched
 
 
-def _at_once(shape: tuple[int, ...], size: int) -> int:
+def _at_once(shapes: Sequence[tuple[int, ...]], size: int) -> int:
   """How many more of a stack of so many matrices."""
-  stacked, n = math.prod(shape[:-2]), shape[-1]
+  stacked, n = math.prod(shapes[0][:-2]), max(shape[-1] for shape in shapes)
   most = min(AT_ONCE, OPERATIONS // max(n, 1) ** 3)
   return min(max(most // max(stacked, 1), 1), size)
 
@@ -57,5 +57,11 @@ def cholesky(a: jax.Array) -> jax.Array:
 
 @_few_at_a_time
 def solve_lower(factor: jax.Array, right: jax.Array) -> jax.Array:
-  """The inverses of a stack of lower triangular matrices, times others no wider than they."""
+  """The inverses of a stack of lower triangular matrices, times others."""
   return lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
+
+
+@_few_at_a_time
+def solve_upper(factor: jax.Array, right: jax.Array) -> jax.Array:
+  """The inverses of the transposes of lower triangular matrices, times others."""
+  return lax.linalg.triangular_solve(factor, right, left_side=True, lower=True, transpose_a=True)

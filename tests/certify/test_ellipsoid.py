@@ -13,7 +13,7 @@ from reference import FLOAT, X64, normal, top_sigma
 
 import lipjax
 from lipjax.certify.bounds import effort
-from lipjax.certify.bounds.covariance import _raised
+from lipjax.certify.bounds.covariance import _seen
 from lipjax.certify.bounds.ellipsoid import ellipsoid, first_multipliers
 from lipjax.certify.bounds.layers import prepared
 from lipjax.certify.compiled import on_arrays
@@ -301,8 +301,7 @@ def rows(x):
 )
 def test_householder_activations(fn):
   x = normal(9, (4,), FLOAT)
-  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn)(x) <= 1.1
-  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn, effort="tight")(x) <= 1.01
+  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn)(x) <= 1.001
   jumps = jax.jit(jax.vmap(fn))(np.stack([x - V * (V @ x) + t * V for t in (-1e-4, 1e-4)]))
   assert np.linalg.norm(jumps[0] - jumps[1]) <= 2.1e-4
 
@@ -323,8 +322,35 @@ def test_choices_that_jump(fn):
     lipjax.lipschitz_upper_bound(fn)(normal(9, (4,), FLOAT))
 
 
-def test_residual_layers_that_are_1_lipschitz():
-  # Meunier et al. (2022), convex potential layers: the linear parts cancel, which LipLT sees.
+def potential(w, x):
+  return x - 2 / jnp.linalg.norm(w, 2) ** 2 * w.T @ jax.nn.relu(w @ x)
+
+
+def reflected(w, x):
+  v = w[0] / jnp.linalg.norm(w[0])
+  return x - 2 * v * jnp.minimum(v @ x, 0)
+
+
+def rescaled(w, x):
+  q = jnp.exp(w[:, 0])
+  t = jnp.abs(w @ w.T) @ q / q
+  return x - 2 * w.T @ (jnp.tanh(w @ x) / t)
+
+
+@pytest.mark.parametrize("n_layers", [1, pytest.param(5, marks=SLOW)])
+@pytest.mark.parametrize("layer", [potential, reflected, rescaled])
+def test_layers_that_are_1_lipschitz(layer, n_layers):
+  # Their multipliers are at the limit, where what grows without bound is what nobody sees.
+  def fn(x):
+    for seed in range(n_layers):
+      x = layer(normal(seed, (24, 16), FLOAT), x)
+    return x
+
+  bound = lipjax.lipschitz_upper_bound(fn, effort="tight")(jnp.zeros(16, FLOAT))
+  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.03)
+
+
+def test_a_residual_network_of_orthogonal_weights():
   weights = [orthogonal(i, 16) for i in range(3)]
 
   def fn(x):
@@ -411,10 +437,11 @@ def test_jit_vmap_and_derivatives():
 
 
 def test_derivatives_of_a_step():
-  raised = lambda a, d: _raised(False, (a + a.T) / 2, d)
+  seen = lambda a, d, m: _seen((a + a.T) / 2, d, m)
   root = normal(0, (5, 5), FLOAT)
   d = jnp.abs(normal(1, (5,), FLOAT, 0.1))
-  check_grads(raised, (root @ root.T, d), order=1, atol=1e-2, rtol=1e-2, eps=1e-2)
+  args = root @ root.T, d, normal(2, (3, 5), FLOAT)
+  check_grads(seen, args, order=2, atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
 @pytest.mark.parametrize(

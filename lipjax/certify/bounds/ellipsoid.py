@@ -25,9 +25,13 @@ from lipjax.rounding.products import underflow
 RATE, MOMENTS = 0.2, (0.8, 0.95)
 #: The share of their limit that multipliers start at, before the logistic function.
 SHARE = 0.4
-#: Shares of the limit that certified ones may have, before the logistic function: all of it, and
-#: 0.999, 0.99 and 0.9 of it; for first multipliers, which are far from it, one does.
-CAPS, FIRST_CAPS = (float("inf"), 6.9, 4.6, 2.2), (4.6,)
+#: As near it as layers that are 1-Lipschitz by construction want theirs.
+LIMIT = 9.0
+#: Of certified ones, which may have no factor at all of it.
+CAPS = (float("inf"), LIMIT)
+#: Times that a matrix is squared for its largest eigenvalue: with many steps there is time for an
+#: estimate that sees less of the others, with few it is too sharp to descend on.
+SQUARINGS, MANY_SQUARINGS, MANY_STEPS = 5, 7, 50
 #: Of the objective, a logarithm: for less no later multipliers are taken, whose rounding is more.
 GAIN = 1e-4
 #: As shares of the largest: of an entry's movement, and of it times the multiplier.
@@ -52,7 +56,8 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   layers, exponents = prepared(found.layers), found.exponents
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
-  size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units)))
+  squarings = MANY_SQUARINGS if n_steps >= MANY_STEPS else SQUARINGS
+  size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units), squarings))
   a = certified(layers, improved(layers, size, n_steps), size, n_steps)
   square = gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
   return root_above(up(square), largest)
@@ -74,12 +79,11 @@ def ellipsoid(
   def step(a: jax.Array, layers: Any) -> tuple[jax.Array, None]:
     of, layer, following = layers
     root = roots(a, layer, of)
-    p = steps.after(a, layer, root, is_certified=is_certified)
-    return steps.before(p, following, is_certified=is_certified), None
+    return steps.through(a, layer, root, following, is_certified=is_certified), None
 
   if layers[0].flips is not None:
     # Of all frequencies of images not everything is kept for derivatives.
-    policy = jax.checkpoint_policies.save_only_these_names(covariance.RAISED)
+    policy = jax.checkpoint_policies.save_only_these_names(covariance.SEEN)
     step = jax.checkpoint(step, policy=policy)  # pyright: ignore[reportPrivateImportUsage]
   start = steps.start(layers[0], is_certified=is_certified)
   inputs = list(zip(multipliers, _functions(layers[:-1]), layers[1:], strict=True))
@@ -92,18 +96,22 @@ def certified(
   objective: Callable[[jax.Array], jax.Array],
   n_steps: int,
 ) -> jax.Array:
-  """The last A, rounding included, for multipliers up to the best part of their limit.
+  """The last A, rounding included, for the best of a few shares of the multipliers' limit.
 
-  Near it rounding is much, or there is no factor, and far from it the ellipsoid is large.
+  First ones, after no steps, may have to be nearer to it, later ones less near.
   """
 
-  capped = lambda cap: [x._replace(share=jnp.minimum(x.share, cap)) for x in multipliers]
+  def shared(share: jax.Array) -> list[Multipliers]:
+    bounded = jnp.minimum if n_steps > 1 else jnp.maximum
+    return [x._replace(share=bounded(x.share, share)) for x in multipliers]
+
   fixed = lax.stop_gradient(list(layers))
-  caps = jnp.asarray(CAPS if n_steps > 1 else FIRST_CAPS, fixed[0].matrix.dtype)
-  found = lax.map(lambda cap: ellipsoid(fixed, capped(cap), is_certified=True), caps)
+  shares = jnp.asarray(CAPS if n_steps > 1 else (-jnp.inf, LIMIT), fixed[0].matrix.dtype)
+  of = lambda share: ellipsoid(fixed, lax.stop_gradient(shared(share)), is_certified=True)
+  found = lax.map(of, shares)
   sizes = jax.vmap(objective)(found)
   best = jnp.argmin(jnp.where(jnp.isnan(sizes), jnp.inf, sizes))
-  return _derived(found[best], list(layers), capped(caps[best]))
+  return _derived(found[best], list(layers), shared(shares[best]))
 
 
 @jax.custom_jvp
@@ -126,7 +134,10 @@ def improved(
   n_steps: int,
   first: list[Multipliers] | None = None,
 ) -> list[Multipliers]:
-  """Multipliers that make the objective of the last A small, from the first on. No derivative."""
+  """Multipliers that make the objective of the last A small, from the first on. No derivative.
+
+  They, or the same ones near their limit, whichever are better: two more steps see which.
+  """
   layers = lax.stop_gradient(list(layers))
   first = first_multipliers(layers) if first is None else first
   if n_steps <= 1:  # One would only see what the first ones are worth.
@@ -134,21 +145,28 @@ def improved(
   adam = optax.adam(optax.cosine_decay_schedule(RATE, n_steps), *MOMENTS)
   # One array, for which less is compiled.
   start, unravel = ravel_pytree(first)
+  near = [x._replace(share=jnp.maximum(x.share, LIMIT)) for x in first]
+  starts = jnp.stack([start, ravel_pytree(near)[0]])
+  unmoved = adam.init(start)
 
   @jax.value_and_grad
   def value(flat: jax.Array) -> jax.Array:
     return objective(ellipsoid(layers, unravel(flat), is_certified=False))
 
-  def step(carry: Any, _: None) -> tuple[Any, None]:
+  def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     now, state, best, least = carry
+    now = jnp.where(i < len(starts), starts[jnp.minimum(i, 1)], now)
     found, slopes = value(now)
     is_better = found < least - GAIN
     best, least = jnp.where(is_better, now, best), jnp.where(is_better, found, least)
-    updates, state = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
-    return (optax.apply_updates(now, updates), state, best, least), None
+    updates, moved = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
+    state = jax.tree.map(lambda x, y: jnp.where(i < len(starts), x, y), unmoved, moved)
+    now = jnp.where(i < len(starts), best, optax.apply_updates(now, updates))
+    return (now, state, best, least), None
 
   infinite = jnp.full((), jnp.inf, start.dtype)
-  carry, _ = lax.scan(step, (start, adam.init(start), start, infinite), length=n_steps)
+  steps = jnp.arange(len(starts) + n_steps)
+  carry, _ = lax.scan(step, (start, unmoved, start, infinite), steps)
   return unravel(carry[2])
 
 
@@ -191,11 +209,12 @@ def roots(a: jax.Array, layer: Layer, multipliers: Multipliers) -> jax.Array:
   return jnp.sqrt(share / jnp.maximum(found, 1e-12)) * root
 
 
-def largest_eigenvalue(b: jax.Array) -> jax.Array:
+def largest_eigenvalue(b: jax.Array, squarings: int = SQUARINGS) -> jax.Array:
   """Close to that of a symmetric positive matrix, and above it; differentiable.
 
-  The 32nd root of the norm of the 32nd power, of Frobenius' norm, which many eigenvalues that are
-  alike make large, and the largest row sum; with the derivative of the trace of the 33rd power.
+  With k squarings and n = 2ᵏ the n-th root of the norm of the n-th power, of Frobenius' norm, which
+  many eigenvalues that are alike make large, and the largest row sum; with the derivative of the
+  trace of the power n + 1.
   """
 
   def square(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -206,10 +225,10 @@ def largest_eigenvalue(b: jax.Array) -> jax.Array:
 
   fixed = lax.stop_gradient(b)
   norm = nonzero(jnp.sqrt(jnp.sum(jnp.square(fixed))))
-  power, above = lax.fori_loop(0, 5, square, (fixed / norm, jnp.log(norm)))
+  power, above = lax.fori_loop(0, squarings, square, (fixed / norm, jnp.log(norm)))
   # Of a matrix of norm 1 it is at least the root of 1 / rows.
   row = jnp.clip(jnp.max(jnp.sum(jnp.abs(power), axis=1)), len(b) ** -0.5, 1)
-  above = above + jnp.log(row) / 2**5
+  above = above + jnp.log(row) / 2**squarings
   quotient = jnp.sum(power * b)
   return quotient * lax.stop_gradient(jnp.exp(above) / nonzero(quotient))
 

@@ -29,28 +29,26 @@ def start(layer: Layer, *, is_certified: bool) -> jax.Array:
   return _sum(layer, matrices, is_certified)
 
 
-def after(a: jax.Array, layer: Layer, root: jax.Array, *, is_certified: bool) -> jax.Array:
-  """P after a layer's functions."""
-  of = lambda a: covariance.after(a, layer, root, is_certified=is_certified)
-  return of(a) if a.ndim == 2 else _for_each(of, a)
+def through(
+  a: jax.Array, layer: Layer, root: jax.Array, following: Layer, *, is_certified: bool
+) -> jax.Array:
+  """A of the next layer's values."""
 
+  def one(a: jax.Array, g: jax.Array) -> jax.Array:
+    matrix = following._replace(matrix=g)
+    return covariance.through(a, layer, root, matrix, is_certified=is_certified)
 
-def before(p: jax.Array, layer: Layer, *, is_certified: bool) -> jax.Array:
-  """A of a layer's values, from P after the layer before."""
-  if layer.blocks is None:
-    return covariance.before(p, layer, is_certified=is_certified)
-
-  def one(p: jax.Array, g: jax.Array) -> jax.Array:
-    return covariance.before(p, layer._replace(matrix=g), is_certified=is_certified)
+  if following.blocks is None:
+    return one(a, following.matrix)
 
   def term(k: Any) -> jax.Array:
-    # What pools give has no linear part: P is the same for all frequencies, of either image.
-    found = p[layer.blocks[k]]
-    found = found if layer.flips is None else conjugated(found, layer.flips[k])
-    return _for_each(one, found, layer.matrix[k])
+    # What pools give has no linear part: A is the same for all frequencies, of either image.
+    found = a[following.blocks[k]]
+    found = found if following.flips is None else conjugated(found, following.flips[k])
+    return _for_each(one, found, following.matrix[k])
 
-  total = _sum(layer, term, is_certified)
-  return total[0] if layer.flips is None else total
+  total = _sum(following, term, is_certified)
+  return total[0] if following.flips is None else total
 
 
 def _sum(layer: Layer, term: Any, is_certified: bool) -> jax.Array:

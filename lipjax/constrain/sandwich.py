@@ -1,0 +1,68 @@
+"""Sandwich layers, 1-Lipschitz by construction, as two plain kernels."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lipjax.constrain.orthogonal_map import cayley, orthonormal
+from lipjax.operators.products import compute_dtype
+
+#: Logarithms of scales beyond it count as it, so that the scales and their inverses are normal.
+LARGEST_LOG_SCALE = 20.0
+
+
+def sandwich_kernels(
+  raw: jax.Array, log_scale: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  r"""The two kernels of a layer that is 1-Lipschitz by construction, and no residual one.
+
+  .. math:: x \mapsto \sqrt2\,A^T \Psi\, \sigma(\sqrt2\,\Psi^{-1} B x + b), \qquad
+     AA^T + BB^T = I
+
+  for any positive diagonal :math:`\Psi` and any activation of slopes in [0, 1]; A and B are parts
+  of the orthogonal matrix that the Cayley map makes of the raw weights (`orthogonal_map`). Every
+  1-Lipschitz layer of a matrix, an activation and a matrix that a semidefinite program can prove is
+  one of them. In Flax's convention::
+
+    inner, outer = lipjax.sandwich_kernels(raw["kernel"], raw["log_scale"])
+    y = jax.nn.relu(x @ inner + raw["bias"]) @ outer
+
+  Guarantee: as of `sll_kernels`.
+
+  Args:
+    raw: any numbers, shape (hidden + inputs, hidden).
+    log_scale: the logarithms of :math:`\Psi`, shape (hidden,); zeros when None.
+
+  Returns:
+    The inner kernel, (inputs, hidden), and the outer one, (hidden, hidden), of the raw dtype. With
+    a NaN or an infinity in `raw` they have NaNs.
+
+  Raises:
+    ValueError: raw weights or scales of another shape.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, lipjax
+    >>> inner, outer = lipjax.sandwich_kernels(jax.random.normal(jax.random.key(0), (12, 8)))
+    >>> inner.shape, outer.shape
+    ((4, 8), (8, 8))
+
+  Reference:
+    Wang & Manchester (2023), arXiv:2301.11526, theorem 3.2.
+  """
+  hidden = jnp.shape(raw)[-1] if jnp.ndim(raw) == 2 else 0
+  if jnp.ndim(raw) != 2 or len(raw) <= hidden:
+    msg = f"raw has shape {jnp.shape(raw)}; expected (hidden + inputs, hidden)."
+    raise ValueError(msg)
+  q = orthonormal(cayley, raw.astype(compute_dtype(raw.dtype)))
+  scale = jnp.ones(hidden, q.dtype)
+  if log_scale is not None:
+    if jnp.shape(log_scale) != (hidden,):
+      msg = f"log_scale has shape {jnp.shape(log_scale)}; expected {(hidden,)}, as many as hidden."
+      raise ValueError(msg)
+    log_scale = jnp.clip(log_scale, -LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
+    scale = jnp.exp(log_scale.astype(q.dtype))
+  outer, inner = scale[:, None] * q[:hidden].T, q[hidden:] / scale
+  return tuple((math.sqrt(2) * x).astype(raw.dtype) for x in (inner, outer))
