@@ -121,18 +121,18 @@ def _folded(weight: Weight, factor: jax.Array, ndim: int) -> LinearPart | None:
     shape[places[axis]] = factor.shape[axis]
   rest = [axis for axis in range(ndim) if axis not in places]
   factor = factor.transpose(axes + rest).reshape(shape)
-  lost = times_above(weight.lost, max_magnitude(factor))
-  return weight.part(weight.value * factor, up(lost + _flushed_products(weight.value, factor)))
+  return weight.part(*_scaled_weight(weight.value, weight.lost, factor))
 
 
-@jax.jit
-def _flushed_products(weight: jax.Array, factor: jax.Array) -> jax.Array:
-  """At least the norm of what a scaled weight lacks because products are too small."""
+@fast_jit()
+def _scaled_weight(weight: jax.Array, lost: Any, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Of a folded weight the values, and at least the norm of what they lack."""
   is_live = (weight != 0) & (factor != 0)
-  product = jnp.abs(weight * factor)
-  low = tiny(product.dtype)
-  # Every tap of a convolution by itself has a norm of at most its magnitude.
-  return 2 * low * jnp.sum(is_live & (product < 2 * low), dtype=product.dtype)
+  product = weight * factor
+  size, low = jnp.abs(product), tiny(product.dtype)
+  # What is too small: every tap of a convolution by itself has a norm of at most its magnitude.
+  flushed = 2 * low * jnp.sum(is_live & (size < 2 * low), dtype=product.dtype)
+  return product, up(times_above(lost, max_magnitude(factor)) + flushed)
 
 
 def dot_part(
@@ -166,7 +166,7 @@ def dot_part(
     functools.partial(product, weight),
     (norm,),
     roundings=max(math.prod(weight.shape[i] for i in axes) for axes in (free, contract)),
-    magnitude=functools.partial(product, jnp.abs(weight)),
+    magnitude=lambda x: product(jnp.abs(weight), x),
     weight=Weight(weight, features, part, lost),
     lost=lost if n_folded else None,
   )
@@ -210,7 +210,7 @@ def convolution_part(
     functools.partial(product, weight),
     (norm,),
     roundings=max(math.prod(weight.shape) // weight.shape[i] for i in rhs[:2]),
-    magnitude=functools.partial(product, jnp.abs(weight)),
+    magnitude=lambda x: product(jnp.abs(weight), x),
     weight=Weight(weight, tuple(features), part, lost),
     lost=lost if n_folded else None,
     on_images=Shifts(weight, params, n_folded, lost),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lipjax.certify.fast import fast_jit
 from lipjax.certify.graph import Graph
 
 #: Where an infinite constant makes every result infinite; elsewhere it may be a mask's.
@@ -35,12 +36,16 @@ def are_numbers(graph: Graph, arrays: Sequence[Any]) -> bool | jax.Array:
     for k in node.inputs if node.name not in PRODUCTS else ():
       if graph.nodes[k].moves or not graph.nodes[k].is_float:
         continue
+      x, is_sum = values[k], node.name in SUMS
       # In NumPy, which has nothing to compile, where that is possible.
-      xp, x = (jnp, values[k]) if graph.static(k) is None else (np, values[k])
-      x = x.astype(graph.nodes[k].wide)
-      is_number = xp.all(xp.isfinite(x) if node.name in SUMS else ~xp.isnan(x))
-      if xp is jnp:
-        traced.append(is_number)
+      if graph.static(k) is None:
+        traced.append(_is_number(is_sum, x))
       else:
-        known = known and bool(is_number)
+        x = x.astype(graph.nodes[k].wide)
+        known = known and bool(np.all(np.isfinite(x) if is_sum else ~np.isnan(x)))
   return jnp.all(jnp.stack(traced)) & known if traced else known
+
+
+@fast_jit(static_argnums=(0,))
+def _is_number(is_sum: bool, x: jax.Array) -> jax.Array:
+  return jnp.all(jnp.isfinite(x) if is_sum else ~jnp.isnan(x))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps
-from lipjax.measure.scaling import nonzero
 from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import up
 

@@ -171,7 +171,7 @@ def _lanczos_estimates(real: jax.Array, imaginary: jax.Array) -> jax.Array:
   _, (alphas, betas) = lax.scan(step, start, length=k)
   alphas, betas = (jnp.moveaxis(x[..., 0, 0], 0, -1)[..., None] for x in (alphas, betas))
   bidiagonal = alphas * jnp.eye(k) + betas * jnp.eye(k, k=1)
-  return gram_upper_bound(bidiagonal, n_steps=6)
+  return schatten_norm(TWIST_GRAM_STEPS, (bidiagonal,))
 
 
 def _rounding(plan: Symbols, block: jax.Array) -> jax.Array:

@@ -27,8 +27,8 @@ RATE, MOMENTS = 0.2, (0.8, 0.95)
 SHARE = 0.4
 #: As near it as layers that are 1-Lipschitz by construction want theirs.
 LIMIT = 9.0
-#: Of certified ones, which may have no factor at all of it.
-CAPS = (float("inf"), LIMIT)
+#: Of certified ones, which may have no factor at all of it; of first ones, for less work.
+CAPS, FIRST_CAPS = (float("inf"), LIMIT), (LIMIT,)
 #: Times that a matrix is squared for its largest eigenvalue: with many steps there is time for an
 #: estimate that sees less of the others, with few it is too sharp to descend on.
 SQUARINGS, MANY_SQUARINGS, MANY_STEPS = 5, 7, 50
@@ -96,22 +96,16 @@ def certified(
   objective: Callable[[jax.Array], jax.Array],
   n_steps: int,
 ) -> jax.Array:
-  """The last A, rounding included, for the best of a few shares of the multipliers' limit.
+  """The last A, rounding included, for multipliers up to the best share of their limit."""
 
-  First ones, after no steps, may have to be nearer to it, later ones less near.
-  """
-
-  def shared(share: jax.Array) -> list[Multipliers]:
-    bounded = jnp.minimum if n_steps > 1 else jnp.maximum
-    return [x._replace(share=bounded(x.share, share)) for x in multipliers]
-
+  capped = lambda cap: [x._replace(share=jnp.minimum(x.share, cap)) for x in multipliers]
   fixed = lax.stop_gradient(list(layers))
-  shares = jnp.asarray(CAPS if n_steps > 1 else (-jnp.inf, LIMIT), fixed[0].matrix.dtype)
-  of = lambda share: ellipsoid(fixed, lax.stop_gradient(shared(share)), is_certified=True)
-  found = lax.map(of, shares)
+  caps = jnp.asarray(CAPS if n_steps > 1 else FIRST_CAPS, fixed[0].matrix.dtype)
+  of = lambda cap: ellipsoid(fixed, lax.stop_gradient(capped(cap)), is_certified=True)
+  found = lax.map(of, caps)
   sizes = jax.vmap(objective)(found)
   best = jnp.argmin(jnp.where(jnp.isnan(sizes), jnp.inf, sizes))
-  return _derived(found[best], list(layers), shared(shares[best]))
+  return _derived(found[best], list(layers), capped(caps[best]))
 
 
 @jax.custom_jvp
@@ -140,23 +134,24 @@ def improved(
   """
   layers = lax.stop_gradient(list(layers))
   first = first_multipliers(layers) if first is None else first
-  if n_steps <= 1:  # One would only see what the first ones are worth.
-    return first
-  adam = optax.adam(optax.cosine_decay_schedule(RATE, n_steps), *MOMENTS)
   # One array, for which less is compiled.
   start, unravel = ravel_pytree(first)
   near = [x._replace(share=jnp.maximum(x.share, LIMIT)) for x in first]
   starts = jnp.stack([start, ravel_pytree(near)[0]])
-  unmoved = adam.init(start)
 
-  @jax.value_and_grad
   def value(flat: jax.Array) -> jax.Array:
     return objective(ellipsoid(layers, unravel(flat), is_certified=False))
+
+  if n_steps <= 1:  # One would only see what they are worth.
+    sizes = lax.map(value, starts)
+    return unravel(starts[jnp.argmin(jnp.where(jnp.isnan(sizes), jnp.inf, sizes))])
+  adam = optax.adam(optax.cosine_decay_schedule(RATE, n_steps), *MOMENTS)
+  unmoved = adam.init(start)
 
   def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     now, state, best, least = carry
     now = jnp.where(i < len(starts), starts[jnp.minimum(i, 1)], now)
-    found, slopes = value(now)
+    found, slopes = jax.value_and_grad(value)(now)
     is_better = found < least - GAIN
     best, least = jnp.where(is_better, now, best), jnp.where(is_better, found, least)
     updates, moved = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
