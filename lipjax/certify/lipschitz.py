@@ -72,7 +72,7 @@ def lipschitz_upper_bound(
     box: the smallest and the largest value of an entry: numbers, or arrays of the argument's
       shape. With a radius too, what lies in both.
     effort: ``"fast"`` for norms alone; ``"tight"`` for 300 steps of gradient descent on the
-      ellipsoid (within 0.4 % of the optimum on LipSDP's two published networks), fewer where these
+      ellipsoid (within 0.1 % of the optimum on LipSDP's two published networks), fewer where these
       would take minutes; by default as many as about a second allows, up to 20.
 
   Returns:

@@ -11,7 +11,7 @@ from reference import FLOAT, X64, normal, top_sigma
 import lipjax
 from lipjax.certify.bounds import covariance
 from lipjax.certify.bounds.ellipsoid import largest_eigenvalue
-from lipjax.certify.bounds.layers import RawLayer, prepared
+from lipjax.certify.bounds.layers import Layer, RawLayer, prepared
 from lipjax.certify.lipschitz import bounds_by_engine
 
 
@@ -43,6 +43,48 @@ def test_largest_eigenvalue(b):
   assert jnp.isfinite(slopes).all()
   # Twice the matrix, twice the value.
   np.testing.assert_allclose(jnp.vdot(slopes, b), found, rtol=1e-5)
+
+
+A_OF = {
+  "full": lambda rng, n: rng.standard_normal((n, 2 * n)),
+  "rank two": lambda rng, n: rng.standard_normal((n, 2)),
+  "scales": lambda rng, n: 10.0 ** rng.uniform(-4, 0, (n, 1)) * rng.standard_normal((n, n)),
+  "identity": lambda rng, n: np.eye(n),
+  "rows alike": lambda rng, n: np.ones((n, 1)) * rng.standard_normal((1, n)),
+}
+
+
+@pytest.mark.parametrize("kind", A_OF)
+@pytest.mark.parametrize("share", [0.3, 0.99, 1.0])
+def test_the_next_ellipsoid_is_not_too_small(kind, share):
+  """Beside the exact one in float64, for all matrices that the computed one may stand for."""
+  above = jax.jit(covariance._above)
+  for seed in range(6):
+    rng, n, m = np.random.default_rng(seed), 24, (12, 24, 40)[seed % 3]
+    root = A_OF[kind](rng, n)
+    a = np.asarray(root @ root.T / np.linalg.norm(root, 2) ** 2, FLOAT)
+    d = 10.0 ** rng.uniform(-1, 1, n) * (rng.uniform(size=n) < 0.9)
+    a64 = np.asarray(a, np.float64)
+    d = d * np.sqrt(share * covariance.most(n, FLOAT) / top_sigma(d[:, None] * a64 * d))
+    d, c = np.asarray(d * (1 - 1e-5), FLOAT), np.asarray(rng.uniform(-1, 1, n), FLOAT)
+    own = np.asarray(10.0 ** rng.uniform(-3, 1, n), FLOAT)
+    g, lost = np.asarray(rng.standard_normal((m, n)), FLOAT), rng.choice([0, 1e-6, 1e-3])
+    nothing = dict.fromkeys(Layer._fields)
+    layer = Layer(**nothing | {"matrix": jnp.asarray(g), "lost": jnp.asarray(lost, FLOAT)})
+    found = np.asarray(above(*map(jnp.asarray, (a, d, c, own)), layer), np.float64)
+    d, c, own, g = (np.asarray(x, np.float64) for x in (d, c, own, g))
+    b = d[:, None] * a64 * d
+    x = a64 + (a64 * d) @ np.linalg.solve(np.eye(n) - b, (a64 * d).T)
+    p = c[:, None] * x * c + np.diag(own)
+    assert np.isfinite(found).all()
+    for _ in range(8):
+      # Of rank one it moves one direction most.
+      off = np.outer(rng.standard_normal(m), rng.standard_normal(n))
+      exact = (moved := g + lost * off / np.linalg.norm(off, 2)) @ p @ moved.T
+      least = np.linalg.eigvalsh(found - exact)[0]
+      assert least >= -1e-13 * np.linalg.norm(exact, 2), (seed, least)
+    if lost == 0 and share < 0.5:
+      assert top_sigma(found - g @ p @ g.T) <= 1e-3 * top_sigma(g @ p @ g.T)
 
 
 @pytest.mark.parametrize(

@@ -238,5 +238,7 @@ def test_errors():
       lipjax.sandwich_kernels(raw)
   with pytest.raises(ValueError, match=r"log_scale has shape \(2,\)"):
     lipjax.sandwich_kernels(jnp.ones((5, 3)), jnp.ones(2))
-  with pytest.raises(ValueError, match=r"expected \(5, 4, 4\) for a kernel of shape \(3, 3, 2, 4\)"):
+  with pytest.raises(
+    ValueError, match=r"expected \(5, 4, 4\) for a kernel of shape \(3, 3, 2, 4\)"
+  ):
     lipjax.orthogonal_convolution(jnp.ones((5, 2, 4)), (3, 3, 2, 4))
