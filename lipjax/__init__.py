@@ -46,8 +46,9 @@ from lipjax.regularize.spectral_decay import SpectralDecayState as SpectralDecay
 from lipjax.regularize.spectral_decay import add_spectral_decay as add_spectral_decay
 
 # Constrain
+from lipjax.constrain.activations import group_sort as group_sort
+from lipjax.constrain.activations import householder as householder
 from lipjax.constrain.almost_orthogonal import almost_orthogonalize as almost_orthogonalize
-from lipjax.constrain.group_sort import group_sort as group_sort
 from lipjax.constrain.muon import muon_dimension_numbers as muon_dimension_numbers
 from lipjax.constrain.normalize import spectral_normalize as spectral_normalize
 from lipjax.constrain.orthogonal_convolution import orthogonal_convolution as orthogonal_convolution

@@ -101,8 +101,9 @@ def cpl_kernels(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
     >>> inner, outer = lipjax.cpl_kernels(jnp.array([[3.0, 0.0], [0.0, 1.0]]))
-    >>> (inner @ outer).round(2).tolist()
-    [[2.0, 0.0], [0.0, 0.22]]
+    >>> print((inner @ outer).round(2))
+    [[2.   0.  ]
+     [0.   0.22]]
 
   Reference:
     Meunier, Delattre, Araujo & Allauzen (2022), arXiv:2110.12690.

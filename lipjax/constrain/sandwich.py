@@ -64,5 +64,5 @@ def sandwich_kernels(
       raise ValueError(msg)
     log_scale = jnp.clip(log_scale, -LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
     scale = jnp.exp(log_scale.astype(q.dtype))
-  outer, inner = scale[:, None] * q[:hidden].T, q[hidden:] / scale
-  return tuple((math.sqrt(2) * x).astype(raw.dtype) for x in (inner, outer))
+  inner, outer = q[hidden:] / scale, scale[:, None] * q[:hidden].T
+  return (math.sqrt(2) * inner).astype(raw.dtype), (math.sqrt(2) * outer).astype(raw.dtype)

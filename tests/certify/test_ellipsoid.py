@@ -347,7 +347,7 @@ def test_layers_that_are_1_lipschitz(layer, n_layers):
     return x
 
   bound = lipjax.lipschitz_upper_bound(fn, effort="tight")(jnp.zeros(16, FLOAT))
-  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.03)
+  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.06)
 
 
 def test_a_residual_network_of_orthogonal_weights():

@@ -156,7 +156,8 @@ def improved(
     best, least = jnp.where(is_better, now, best), jnp.where(is_better, found, least)
     updates, moved = adam.update(jnp.where(jnp.isfinite(slopes), slopes, 0), state)
     state = jax.tree.map(lambda x, y: jnp.where(i < len(starts), x, y), unmoved, moved)
-    now = jnp.where(i < len(starts), best, optax.apply_updates(now, updates))
+    further: Any = optax.apply_updates(now, updates)
+    now = jnp.where(i < len(starts), best, further)
     return (now, state, best, least), None
 
   infinite = jnp.full((), jnp.inf, start.dtype)
