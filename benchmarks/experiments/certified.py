@@ -15,7 +15,7 @@ import optax
 
 import lipjax
 from benchmarks.experiments import options, report, supervised_data
-from benchmarks.experiments.certified_methods import WIDTH, Method, init_params, methods
+from benchmarks.experiments.certified_methods import WIDTH, Method, methods
 from benchmarks.experiments.supervised_data import Data
 from benchmarks.experiments.supervised_network import ATTACK_STEPS, survives
 from lipjax.certify.bounds.effort import Effort
@@ -123,7 +123,7 @@ def _trainer(
 
   def train(strength: float, seed: int) -> Any:
     key = jax.random.key(seed)
-    params = init_params(key, data.images.shape[1])
+    params = method.params(key, data.images.shape[1])
     carry = params, optimizer.init(params), method.init(params)
     for begin in range(0, steps, CHUNK):
       some = np.arange(begin, min(begin + CHUNK, steps))
@@ -183,13 +183,14 @@ def _notes(
     "'through norms' and 'through ellipsoids': cross entropy of radii, margin over bound, times a"
     " strength, the bound by products of norms and LipLT, or by multipliers carried on."
     " 'orthogonal' and 'almost orthogonal': weights of norm 1 by construction, cross entropy of"
-    " logits times a strength.",
+    f" logits times a strength; 'residual': two layers of {2 * WIDTH} on {WIDTH} between orthogonal"
+    " ones, likewise.",
   ]
 
 
 def _figure(results: dict[str, Result], data: Data) -> Any:
   figure, (axes,) = report.new_figure(1)
-  colors = "#555555", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7"
+  colors = "#555555", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00"
   radii = (0.0, *RADII[data.name])
   for color, (name, result) in zip(colors, results.items(), strict=True):
     for style, shares in (("-", result.certified), ("--", result.attacked)):

@@ -24,6 +24,7 @@ class Method(NamedTuple):
     loss: of parameters, what is kept, a batch and a strength; and what is kept next.
     weights: those that the trained network is applied with.
     logits: of those weights and flat images.
+    params: from a key and the number of pixels to what is trained.
   """
 
   strengths: tuple[float, ...]
@@ -31,11 +32,22 @@ class Method(NamedTuple):
   loss: Callable[..., tuple[jax.Array, Any]]
   weights: Callable[[Any, Any, Any], Any] = lambda params, kept, strength: params
   logits: Callable[[Any, jax.Array], jax.Array] = lambda params, x: logits(params, x)
+  params: Callable[[jax.Array, int], Any] = lambda key, n_pixels: perceptron(key, n_pixels)
 
 
-def init_params(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Array]]:
+def perceptron(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Array]]:
+  """Of two hidden layers."""
+  return init_params(key, list(itertools.pairwise((n_pixels, WIDTH, WIDTH, CLASSES))))
+
+
+def residual(key: jax.Array, n_pixels: int) -> list[tuple[jax.Array, jax.Array]]:
+  """A linear layer, two residual ones, and a linear one."""
+  block = (WIDTH, 2 * WIDTH)
+  return init_params(key, [(n_pixels, WIDTH), block, block, (WIDTH, CLASSES)])
+
+
+def init_params(key: jax.Array, sizes: list[tuple[int, int]]) -> list[tuple[jax.Array, jax.Array]]:
   """Kernels of variance 2/inputs, and biases of zero."""
-  sizes = list(itertools.pairwise((n_pixels, WIDTH, WIDTH, CLASSES)))
   keys = jax.random.split(key, len(sizes))
   draw = lambda k, size: jax.random.normal(k, size) * (2 / size[0]) ** 0.5
   return [(draw(k, size), jnp.zeros(size[1])) for k, size in zip(keys, sizes, strict=True)]
@@ -52,6 +64,23 @@ def logits(params: Any, x: jax.Array, activation: Any = jax.nn.relu) -> jax.Arra
 def sorted_logits(params: Any, x: jax.Array) -> jax.Array:
   """The same with GroupSort of pairs."""
   return logits(params, x, lipjax.group_sort)
+
+
+def residual_weights(params: Any, *_: Any) -> Any:
+  """Orthogonal first and last, and both kernels of each residual layer."""
+  (first, b), *blocks, (last, c) = params
+  ends = lipjax.orthogonal_map(kernels([(first, b), (last, c)]))
+  inner = [(lipjax.sll_kernels(w), bias) for w, bias in blocks]
+  return [(ends["dense_0"]["kernel"], b), *inner, (ends["dense_1"]["kernel"], c)]
+
+
+def residual_logits(params: Any, x: jax.Array) -> jax.Array:
+  """Of those, and flat images."""
+  (first, b), *blocks, (last, c) = params
+  x = (x - 0.5) @ first + b
+  for (inner, outer), bias in blocks:
+    x = x - jax.nn.relu(x @ inner + bias) @ outer
+  return x @ last + c
 
 
 def methods(n_pixels: int) -> dict[str, Method]:
@@ -81,15 +110,18 @@ def methods(n_pixels: int) -> dict[str, Method]:
     bounds, kept = carried.update(kept, params, example)
     return of_radii(params, bounds, batch, temperature), kept
 
-  def by_construction(parametrize):
-    """Of weights whose norm is 1, trained by the cross entropy of logits times a temperature."""
-    weights = lambda params, kept, temperature: of_kernels(parametrize, params)
+  def by_construction(weights, of, start=perceptron):
+    """Of norm 1, trained by the cross entropy of logits times a temperature."""
 
     def loss(params, kept, batch, temperature):
-      scores = temperature * sorted_logits(of_kernels(parametrize, params), batch.images)
+      scores = temperature * of(weights(params, kept, temperature), batch.images)
       return cross_entropy(scores, batch.labels).mean(), kept
 
-    return Method((2.0, 4.0, 8.0, 16.0), nothing, loss, weights, sorted_logits)
+    return Method((2.0, 4.0, 8.0, 16.0), nothing, loss, weights, of, start)
+
+  def sorted_of(parametrize):
+    weights = lambda params, kept, temperature: of_kernels(parametrize, params)
+    return by_construction(weights, sorted_logits)
 
   nothing, temperatures = (lambda params: None), (3.0, 6.0, 12.0, 24.0)
   start = lambda params: lipjax.init_singular_vectors(kernels(params))
@@ -100,8 +132,9 @@ def methods(n_pixels: int) -> dict[str, Method]:
     "through ellipsoids": Method(
       temperatures, lambda params: carried.init(params, example), through_ellipsoids
     ),
-    "orthogonal, GroupSort": by_construction(lipjax.orthogonalize),
-    "almost orthogonal, GroupSort": by_construction(lipjax.almost_orthogonalize),
+    "orthogonal, GroupSort": sorted_of(lipjax.orthogonalize),
+    "almost orthogonal, GroupSort": sorted_of(lipjax.almost_orthogonalize),
+    "residual (SLL)": by_construction(residual_weights, residual_logits, residual),
   }
 
 
