@@ -88,5 +88,16 @@ def _time_and_error(found: Mapping[str, Any] | None) -> str:
   return "" if found is None else f"{found['median_ms']:.3g} ms, {100 * found['error']:+.2g} %"
 
 
+def parametrizations() -> str:
+  """Milliseconds of a training step of one layer, and of what the weights cost beside it."""
+  (result,) = _read("parametrizations")["results"]
+  rows = [
+    [task, f"`{name}`", f"{row['median_ms']:.1f} ms", f"{row['over_plain_ms']:.1f} ms"]
+    for task, cases in result["rows"].items()
+    for name, row in cases.items()
+  ]
+  return markdown_table(("layer", "weights", "forward and backward", "over plain"), rows)
+
+
 def _read(name: str) -> dict[str, Any]:
   return json.loads((RESULTS / f"{name}.json").read_text())

@@ -9,7 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import certify, convolutions, gpu, norms, spectral_norm, update
+from benchmarks.speed import (
+  certify,
+  convolutions,
+  gpu,
+  norms,
+  parametrizations,
+  spectral_norm,
+  update,
+)
 from benchmarks.speed.timing import environment
 from benchmarks.speed.trees import SHAPES
 
@@ -24,6 +32,7 @@ def main() -> None:
     sub.add_argument("--blocks", type=int, help="samples of each case")
   convolutions.add_arguments(what.add_parser("convolutions"))
   certify.add_arguments(what.add_parser("certify"))
+  parametrizations.add_arguments(what.add_parser("parametrizations"))
   accelerator = what.add_parser("gpu", help="all that is claimed about accelerators")
   accelerator.add_argument("--quick", action="store_true", help="toy sizes, without tests")
   for sub in what.choices.values():
@@ -31,6 +40,7 @@ def main() -> None:
   args = parser.parse_args()
   env = environment()
   special = {"convolutions": _convolutions, "certify": _certify, "gpu": _gpu}
+  special["parametrizations"] = _parametrizations
   results = special.get(args.benchmark, _sizes)(args)
   text = json.dumps({"environment": env, "results": results}, indent=1)
   if args.out:
@@ -50,6 +60,12 @@ def _convolutions(args: argparse.Namespace) -> list[dict]:
 def _certify(args: argparse.Namespace) -> list[dict]:
   result = certify.run(args.networks, args.limit, args.torch_python)
   certify.show(result)
+  return [result]
+
+
+def _parametrizations(args: argparse.Namespace) -> list[dict]:
+  result = parametrizations.run(args.blocks, args.torch_python)
+  parametrizations.show(result)
   return [result]
 
 

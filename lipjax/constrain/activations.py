@@ -69,7 +69,7 @@ def householder(x: jax.Array, angles: jax.Array, axis: int = -1) -> jax.Array:
     [3.0, 1.0, 5.0, 2.0]
 
   Reference:
-    Singla, Singla & Feizi (2022), arXiv:2108.04062, section 5.
+    Singla, Singla & Feizi (2022), arXiv:2108.04062.
   """
   n, shape = x.shape[axis], jnp.shape(angles)
   if n % 2:

@@ -60,7 +60,7 @@ def sll_kernels(
     True
 
   Reference:
-    Araujo, Havens, Delattre, Allauzen & Hu (2023), arXiv:2303.03169, theorem 3.
+    Araujo, Havens, Delattre, Allauzen & Hu (2023), arXiv:2303.03169.
   """
   wide, scale = _checked(kernel)
   hidden = kernel.shape[-1]

@@ -50,7 +50,7 @@ def sandwich_kernels(
     ((4, 8), (8, 8))
 
   Reference:
-    Wang & Manchester (2023), arXiv:2301.11526, theorem 3.2.
+    Wang & Manchester (2023), arXiv:2301.11526.
   """
   hidden = jnp.shape(raw)[-1] if jnp.ndim(raw) == 2 else 0
   if jnp.ndim(raw) != 2 or len(raw) <= hidden:

@@ -19,7 +19,7 @@ def cells(table):
   return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["updates", "norms", "layers", "convolutions"])
+@pytest.mark.parametrize("name", ["updates", "norms", "layers", "convolutions", "parametrizations"])
 def test_rows_have_as_many_cells_as_the_head(name, speed_tables):
   head, _, *rows = cells(getattr(speed_tables, name)())
   assert rows
@@ -42,6 +42,7 @@ def test_the_page_shows_each_table_and_its_machine(speed_tables):
     ("norms", "norms"),
     ("layers", "spectral_norm"),
     ("convolutions", "convolutions"),
+    ("parametrizations", "parametrizations"),
   ]:
     assert f'speed_tables.{name}() + "\\n" + speed_tables.machine("{file}")' in page
     assert "JAX" in speed_tables.machine(file)
