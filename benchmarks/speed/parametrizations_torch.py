@@ -67,9 +67,10 @@ def _timed(peers, x, blocks: int, steps: int) -> dict[str, dict[str, float]]:
         layer(x).sin().sum().backward()
       if block:
         samples[name].append((time.perf_counter() - begin) / steps * 1e3)
-  medians = {name: statistics.median(values) for name, values in samples.items()}
-  plain = medians.get("torch plain", float("nan"))
-  return {name: {"median_ms": ms, "over_plain_ms": ms - plain} for name, ms in medians.items()}
+  rows = {name: {"median_ms": statistics.median(values)} for name, values in samples.items()}
+  for row in rows.values() if "torch plain" in rows else ():
+    row["over_plain_ms"] = row["median_ms"] - rows["torch plain"]["median_ms"]
+  return rows
 
 
 if __name__ == "__main__":
