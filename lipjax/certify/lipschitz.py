@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lipjax.certify.bounds.blocks import block_bounds
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
 from lipjax.certify.bounds.graph import liplt_bounds, product_bounds
@@ -203,7 +204,10 @@ def bounds_of(
   outputs = list(dict.fromkeys(graph.outputs))
   order = live(known, outputs)
   compute_norms(norms_of(known, order))
-  by_node = {"product": product_bounds(known, order)}
+  if effort == "tight":
+    by_node = {"product": block_bounds(known, order, outputs)}
+  else:
+    by_node = {"product": product_bounds(known, order)}
   layers = layers_of(known, graph.outputs, by_node["product"], effort)
   if has_liplt or layers is None or effort == "tight" or not _is_chain(known, order):
     by_node["liplt"] = liplt_bounds(known, order, outputs)

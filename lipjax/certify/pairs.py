@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.certify.bounds.blocks import block_bounds
 from lipjax.certify.bounds.effort import Effort, check_effort, steps_for
 from lipjax.certify.bounds.ellipsoid import ellipsoid_bound
 from lipjax.certify.bounds.ellipsoid_pairs import ellipsoid_pairs
@@ -142,6 +143,9 @@ def _pairs(effort: Effort) -> Callable[[Graph, list[Facts]], tuple[jax.Array, La
     order = live(known, [logits])
     compute_norms(norms_of(known, order))
     of_nodes = liplt_bounds(known, order, [logits])
+    if effort == "tight":
+      of_blocks = block_bounds(known, order, [logits])
+      of_nodes = {i: jnp.fmin(of_nodes[i], bound) for i, bound in of_blocks.items()}
     ways = [
       _of_any(graph.nodes[logits].size, of_nodes[logits]),
       _from_last_layer(known, logits, of_nodes),
