@@ -74,7 +74,8 @@ def lipschitz_upper_bound(
       shape. With a radius too, what lies in both.
     effort: ``"fast"`` for norms alone; ``"tight"`` for 300 steps of gradient descent on the
       ellipsoid (within 0.1 % of the optimum on LipSDP's two published networks), fewer where these
-      would take minutes; by default as many as about a second allows, up to 20.
+      would take minutes, and residual layers in a row also one by one; by default as many as about
+      a second allows, up to 20.
 
   Returns:
     A function of `fn`'s arguments with a scalar, float32 or wider. Without a radius only

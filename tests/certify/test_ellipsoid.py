@@ -337,7 +337,7 @@ def rescaled(w, x):
   return x - 2 * w.T @ (jnp.tanh(w @ x) / t)
 
 
-@pytest.mark.parametrize("n_layers", [1, pytest.param(5, marks=SLOW)])
+@pytest.mark.parametrize("n_layers", [1, 3, pytest.param(6, marks=SLOW)])
 @pytest.mark.parametrize("layer", [potential, reflected, rescaled])
 def test_layers_that_are_1_lipschitz(layer, n_layers):
   # Their multipliers are at the limit, where what grows without bound is what nobody sees.
@@ -347,7 +347,7 @@ def test_layers_that_are_1_lipschitz(layer, n_layers):
     return x
 
   bound = lipjax.lipschitz_upper_bound(fn, effort="tight")(jnp.zeros(16, FLOAT))
-  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.06)
+  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.005)
 
 
 def test_a_residual_network_of_orthogonal_weights():

@@ -71,7 +71,7 @@ def test_at_a_right_angle_it_is_max_and_min():
 
 
 def test_a_reflecting_network_is_proved_to_be_1_lipschitz():
-  raw = {f"dense_{i}": {"kernel": normal(i, (8, 8))} for i in range(3)}
+  raw = {f"dense_{i}": {"kernel": normal(i, (8, 8))} for i in range(2)}
   kernels = [x["kernel"] for x in lipjax.orthogonalize(raw).values()]
 
   def network(angles, x):
@@ -79,12 +79,12 @@ def test_a_reflecting_network_is_proved_to_be_1_lipschitz():
       x = lipjax.householder(x @ kernel.astype(x.dtype), angle)
     return x
 
-  angles = normal(7, (3, 4))
+  angles = normal(7, (2, 4))
   x = jnp.zeros(8, jnp.float32)
   layer = lambda angle, x: lipjax.householder(x, angle)
   assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(layer, argnums=1)(angles[0], x) <= 1.001
   found = lipjax.lipschitz_upper_bound(network, argnums=1, effort="tight")(angles, x)
-  assert 1 - 1e-6 <= found <= 1.05
+  assert 1 - 1e-6 <= found <= 1.005
   slopes = jax.jacobian(lambda x: network(angles, x))(normal(9, (8,)))
   np.testing.assert_allclose(np.linalg.svd(slopes, compute_uv=False), 1, atol=1e-5)
 
