@@ -189,6 +189,48 @@ def test_never_below_a_slope_that_is_searched_for(fn, radius, only_images):
   assert float(slope) <= min(found.values())
 
 
+@pytest.mark.parametrize(
+  "fn",
+  [
+    lambda x: conv(relu(conv(x, W[0])), W[1]),
+    lambda x: x + conv(relu(conv(x, W[0])), W[1][..., :2]),
+    pytest.param(lambda x: relu(conv(relu(conv(x, W[0])), W[1], (2, 2))), marks=pytest.mark.slow),
+    pytest.param(
+      lambda x: jnp.tanh(conv(x, W[0])).mean((1, 2), keepdims=True), marks=pytest.mark.slow
+    ),
+  ],
+  ids=["chain", "residual", "strided", "mean"],
+)
+def test_results_that_are_images(fn):
+  """As of denoisers: frequencies of the result move independently of one another."""
+  dense = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
+  with as_images():
+    found = bounds_by_engine(fn, 0, (X,))
+    slope = jax.grad(lambda s: lipjax.lipschitz_upper_bound(lambda x: s * fn(x))(X))(1.0)
+  assert steepest(fn, X) <= found["ellipsoid"]
+  assert 0.97 * dense <= found["ellipsoid"] <= 2.5 * dense
+  np.testing.assert_allclose(slope, min(found.values()), rtol=0.05)
+
+
+def test_several_results_that_are_images():
+  def fn(x):
+    y = relu(conv(x, W[0]))
+    return y, conv(y, W[1])
+
+  joined = lambda x: jnp.concatenate(fn(x), axis=-1)
+  with as_images():
+    found = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
+  assert steepest(joined, X) <= found <= 2.5 * bounds_by_engine(joined, 0, (X,))["ellipsoid"]
+
+
+def test_residual_convolutions_of_norm_1(only_images):
+  def fn(x):
+    inner, outer = lipjax.sll_kernels(W[0])
+    return x - conv(relu(conv(x, inner)), outer)
+
+  assert 0.9 < bounds_by_engine(fn, 0, (X,))["ellipsoid"] <= 1.1
+
+
 def test_pools_by_the_maximum(only_images):
   found = bounds_by_engine(pooled, 0, (X,))
   assert "ellipsoid" in found

@@ -57,10 +57,11 @@ def ellipsoid_bound(found: Layers, n_steps: int) -> jax.Array:
   largest = jnp.max(exponents)
   units = times_power_of_two(jnp.ones(len(exponents), layers[-1].matrix.dtype), exponents - largest)
   squarings = MANY_SQUARINGS if n_steps >= MANY_STEPS else SQUARINGS
-  size = lambda a: jnp.log(largest_eigenvalue(covariance.scaled(a, units), squarings))
+  size = lambda a: jnp.log(largest_of_all(covariance.scaled(a, units), squarings))
   a = certified(layers, improved(layers, size, n_steps), size, n_steps)
-  square = gram_upper_bound(covariance.scaled(a, units)) + underflow(1, a.shape, a.dtype)
-  return root_above(up(square), largest)
+  # Where outputs are images, of any frequency: of one another they are independent.
+  square = jnp.max(gram_upper_bound(covariance.scaled(a, units)))
+  return root_above(up(square + underflow(1, a.shape[-2:], a.dtype)), largest)
 
 
 def root_above(square: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -198,11 +199,15 @@ def roots(a: jax.Array, layer: Layer, multipliers: Multipliers) -> jax.Array:
   r""":math:`\sqrt\lambda` for each entry, with B below the identity; 0 where a group has no h."""
   is_free = jax.ops.segment_max(layer.half, layer.group, a.shape[-1]) > 0
   root = jnp.where(is_free, jnp.exp(multipliers.shape), 0)[layer.group]
-  by = root * layer.weights
-  largest = lambda a: largest_eigenvalue(covariance.scaled(a, by))
-  found = largest(a) if a.ndim == 2 else jnp.max(jax.vmap(largest)(a))
+  found = largest_of_all(covariance.scaled(a, root * layer.weights))
   share = covariance.most(len(root), a.dtype) * jax.nn.sigmoid(multipliers.share)
   return jnp.sqrt(share / jnp.maximum(found, 1e-12)) * root
+
+
+def largest_of_all(b: jax.Array, squarings: int = SQUARINGS) -> jax.Array:
+  """Of a matrix, or of one for each frequency."""
+  of = functools.partial(largest_eigenvalue, squarings=squarings)
+  return of(b) if b.ndim == 2 else jnp.max(jax.vmap(of)(b))
 
 
 def largest_eigenvalue(b: jax.Array, squarings: int = SQUARINGS) -> jax.Array:
