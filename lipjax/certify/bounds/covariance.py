@@ -109,7 +109,7 @@ def _above(a: jax.Array, d: jax.Array, c: jax.Array, own: jax.Array, following: 
   largest = lambda x: jnp.max(jnp.abs(x), initial=0)
   right = tc + of_rest
   size_right = _norm(tc) + _norm(of_rest)
-  lost = (size + off_g) * (lost_t * largest(c) + 4 * unit * size_right)
+  lost = (size + 2 * off_g) * (lost_t * largest(c) + 4 * unit * size_right)
   lost += product_lost(right, g.T) + 2 * off_g * size_right
   lost += jnp.square(off_g) * (largest(c) * _norm(ca) + largest(own))
   lost += up(off / left * off) + product_lost(v, v.T) + unit * jnp.square(_norm(v))
