@@ -39,8 +39,12 @@ def main() -> None:
     sub.add_argument("--out", type=Path, help="write the JSON here")
   args = parser.parse_args()
   env = environment()
-  special = {"convolutions": _convolutions, "certify": _certify, "gpu": _gpu}
-  special["parametrizations"] = _parametrizations
+  special = {
+    "convolutions": _convolutions,
+    "certify": _certify,
+    "parametrizations": _parametrizations,
+    "gpu": _gpu,
+  }
   results = special.get(args.benchmark, _sizes)(args)
   text = json.dumps({"environment": env, "results": results}, indent=1)
   if args.out:

@@ -129,7 +129,7 @@ def lipschitz_bounds(
 
   Returns:
     A function of `fn`'s arguments with `Bounds`; ``names`` says which engine the upper end
-    is from.
+    is from: ``product`` with ``effort="tight"`` is that of residual layers' own bounds.
 
   Raises:
     CertifyError: as `lipschitz_upper_bound`.

@@ -39,13 +39,14 @@ def are_numbers(graph: Graph, arrays: Sequence[Any]) -> bool | jax.Array:
       x, is_sum = values[k], node.name in SUMS
       # In NumPy, which has nothing to compile, where that is possible.
       if graph.static(k) is None:
-        traced.append(_is_number(is_sum, x))
+        traced.append(_is_number(is_sum, graph.nodes[k].wide, x))
       else:
         x = x.astype(graph.nodes[k].wide)
         known = known and bool(np.all(np.isfinite(x) if is_sum else ~np.isnan(x)))
   return jnp.all(jnp.stack(traced)) & known if traced else known
 
 
-@fast_jit(static_argnums=(0,))
-def _is_number(is_sum: bool, x: jax.Array) -> jax.Array:
+@fast_jit(static_argnums=(0, 1))
+def _is_number(is_sum: bool, wide: Any, x: jax.Array) -> jax.Array:
+  x = x.astype(wide)
   return jnp.all(jnp.isfinite(x) if is_sum else ~jnp.isnan(x))

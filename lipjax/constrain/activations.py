@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lipjax.constrain.raw_weights import check_floating
+
 
 def group_sort(x: jax.Array, group_size: int = 2, axis: int = -1) -> jax.Array:
   r"""Neighbours on an axis sorted, in groups of `group_size`; MaxMin for groups of two.
@@ -49,8 +51,8 @@ def householder(x: jax.Array, angles: jax.Array, axis: int = -1) -> jax.Array:
 
   for each pair z, with an angle :math:`\theta` that may be learned; at :math:`\pi/2` it is MaxMin.
 
-  Guarantee: :math:`\|f(x) - f(y)\|_2 \le \|x - y\|_2`, and `lipschitz_upper_bound` proves it, up
-  to a few ten-thousandths.
+  Guarantee: :math:`\|f(x) - f(y)\|_2 \le \|x - y\|_2` but for rounding, and
+  `lipschitz_upper_bound` proves it, up to a few ten-thousandths.
 
   Args:
     x: any floating-point array.
@@ -61,7 +63,7 @@ def householder(x: jax.Array, angles: jax.Array, axis: int = -1) -> jax.Array:
     An array of the same shape and dtype.
 
   Raises:
-    ValueError: an odd number of entries, or angles of another shape.
+    ValueError: integers, an odd number of entries, or angles of another shape.
 
   Example:
     >>> import jax.numpy as jnp, lipjax
@@ -71,6 +73,7 @@ def householder(x: jax.Array, angles: jax.Array, axis: int = -1) -> jax.Array:
   Reference:
     Singla, Singla & Feizi (2022), arXiv:2108.04062.
   """
+  check_floating(x, "x")
   n, shape = x.shape[axis], jnp.shape(angles)
   if n % 2:
     msg = f"x has {n} entries on axis {axis}; expected an even number, for pairs."

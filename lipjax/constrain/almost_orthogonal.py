@@ -32,9 +32,9 @@ def almost_orthogonalize(
   .. math:: D_{ii} = \Big(\sum_j |W^T W|_{ij}\Big)^{-1/2}, \qquad \|W D\|_2 \le 1,
 
   with equality where its columns are orthogonal. If there are fewer outputs than inputs, outputs
-  are rescaled, by :math:`W W^T`. Of a `Convolution` one channel
-  has one factor, from the kernel's correlations with itself at all shifts: strides, dilations,
-  groups and transposed ones included, with zeros around the input or on a circle.
+  are rescaled, by :math:`W W^T`. Of a `Convolution` one channel has one factor, from the kernel's
+  correlations with itself at all shifts: strides, dilations, groups and transposed ones included,
+  with zeros around the input or on a circle.
 
   A parametrization: raw params are trained, the network is applied with the result, and a plain
   Dense or Conv runs it afterwards::
@@ -122,15 +122,18 @@ def _group(kernel: jax.Array) -> jax.Array:
   """(outputs, inputs, *taps)."""
   is_wide = kernel.shape[1] > kernel.shape[0]
   tall = kernel if not is_wide else jnp.swapaxes(kernel, 0, 1)
-  channels = jnp.swapaxes(tall, 0, 1)
-  full = [(n - 1, n - 1) for n in kernel.shape[2:]]
-  # (channels, channels, *shifts): at each shift what two channels share.
+  factors = _inverse_root(jnp.sum(overlaps(jnp.swapaxes(tall, 0, 1)), axis=1))
+  tall = tall * factors.reshape((1, -1) + (1,) * (kernel.ndim - 2))
+  return tall if not is_wide else jnp.swapaxes(tall, 0, 1)
+
+
+def overlaps(channels: jax.Array) -> jax.Array:
+  """What two channels (n, features, *taps) share, in magnitude, at all shifts together: (n, n)."""
+  full = [(n - 1, n - 1) for n in channels.shape[2:]]
   inner = lax.conv_general_dilated(
     channels, channels, (1,) * len(full), full, precision=lax.Precision.HIGHEST
   )
-  factors = _inverse_root(jnp.sum(jnp.abs(inner), axis=range(1, inner.ndim)))
-  tall = tall * factors.reshape((1, -1) + (1,) * len(full))
-  return tall if not is_wide else jnp.swapaxes(tall, 0, 1)
+  return jnp.sum(jnp.abs(inner), axis=range(2, inner.ndim))
 
 
 def _inverse_root(overlap: jax.Array) -> jax.Array:

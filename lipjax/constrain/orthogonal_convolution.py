@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lipjax.constrain.orthogonal_map import cayley, orthonormal
-from lipjax.operators.products import compute_dtype
+from lipjax.constrain.raw_weights import wide_weights
 
 
 def orthogonal_convolution(raw: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -34,7 +34,7 @@ def orthogonal_convolution(raw: jax.Array, shape: Sequence[int]) -> jax.Array:
     The kernel, of the raw dtype; of NaNs and infinities NaNs.
 
   Raises:
-    ValueError: raw weights of another shape; it says of which.
+    ValueError: integers, fewer than three axes, raw weights of another shape; it says of which.
 
   Example:
     >>> import jax, lipjax
@@ -47,15 +47,18 @@ def orthogonal_convolution(raw: jax.Array, shape: Sequence[int]) -> jax.Array:
   Reference:
     Li, Haque, Anil, Lucas, Grosse & Jacobsen (2019), arXiv:1911.00937.
   """
+  if len(shape) < 3 or min(shape) < 1:
+    msg = f"shape is {tuple(shape)}; expected (*taps, inputs, outputs), each at least 1."
+    raise ValueError(msg)
   *taps, inputs, outputs = shape
   channels = max(inputs, outputs)
   expected = (1 + sum(n - 1 for n in taps), channels, channels)
-  if jnp.shape(raw) != expected or not taps or min(shape) < 1:
+  if jnp.shape(raw) != expected:
     msg = (
       f"raw has shape {jnp.shape(raw)}; expected {expected} for a kernel of shape {tuple(shape)}."
     )
     raise ValueError(msg)
-  wide = raw.astype(compute_dtype(raw.dtype))
+  wide = wide_weights(raw, "raw")
   half = orthonormal(cayley, wide[1:, :, : channels // 2])
   projections = jnp.einsum("kir,kjr->kij", half, half, precision=lax.Precision.HIGHEST)
   # (*taps so far, inputs, outputs), one axis after the other.

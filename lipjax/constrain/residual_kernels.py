@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from lipjax.constrain.almost_orthogonal import overlaps
+from lipjax.constrain.raw_weights import wide_scales, wide_weights
 from lipjax.measure.gram import gram_upper_bound, n_gram_steps
-from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import up
 
-#: Logarithms of scales beyond it count as it, so that no ratio of two overflows.
-LARGEST_LOG_SCALE = 20.0
 #: Hidden entries that read nothing larger are switched off: the derivative would be 1e30 and more.
 SMALLEST = 1e-15
 #: By how much the norm may be taken too large, for fewer products.
@@ -26,8 +24,8 @@ def sll_kernels(
   .. math:: x \mapsto x - 2\,W T^{-1} \sigma(W^T x + b), \qquad
      T_{ii} = \sum_j |W^T W|_{ij}\, q_j / q_i
 
-  for any :math:`q > 0` and any activation of slopes in [0, 1] (relu, tanh, a normalized
-  sigmoid; not gelu or `group_sort`), in Flax's convention::
+  for any :math:`q > 0` and any activation of slopes in [0, 1] (relu, tanh, sigmoid; not
+  gelu or `group_sort`), in Flax's convention::
 
     inner, outer = lipjax.sll_kernels(raw["kernel"], raw["log_scale"])
     y = x - jax.nn.relu(x @ inner + raw["bias"]) @ outer
@@ -37,19 +35,21 @@ def sll_kernels(
 
   Guarantee: :math:`\|f(x) - f(y)\|_2 \le (1 + 4\epsilon\sqrt h)\,\|x - y\|_2` with h hidden entries
   and :math:`\epsilon` of the kernel's dtype; 1 in exact arithmetic, the margin for rounding is
-  checked and not proved. `lipschitz_upper_bound` proves a few thousandths more.
+  checked and not proved. `lipschitz_upper_bound` with ``effort="tight"`` proves it, up to a few
+  thousandths.
 
   Args:
     kernel: W, shape (inputs, hidden), or (\*taps, inputs, hidden) with odd numbers of taps. What
       reads nothing above 1e-15 is switched off.
-    log_scale: the logarithms of q, shape (hidden,); zeros when None.
+    log_scale: the logarithms of q, shape (hidden,), from -20 to 20, others counting as these; zeros
+      when None.
 
   Returns:
     The inner kernel, which is `kernel`, and the outer one, (hidden, inputs) or (\*taps, hidden,
     inputs), same dtype. With a NaN or an infinity in `kernel` it has NaNs.
 
   Raises:
-    ValueError: fewer than two axes, an even number of taps, scales of another shape.
+    ValueError: integers, fewer than two axes, an even number of taps, scales of another shape.
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -64,16 +64,11 @@ def sll_kernels(
   """
   wide, scale = _checked(kernel)
   hidden = kernel.shape[-1]
-  overlaps = jnp.sum(jnp.abs(_correlations(wide)), axis=range(2, kernel.ndim))
+  terms = overlaps(jnp.moveaxis(wide, (-1, -2), (0, 1)))
   if log_scale is not None:
-    if jnp.shape(log_scale) != (hidden,):
-      msg = (
-        f"log_scale has shape {jnp.shape(log_scale)}; expected {(hidden,)}, one per hidden entry."
-      )
-      raise ValueError(msg)
-    log_scale = jnp.clip(log_scale, -LARGEST_LOG_SCALE, LARGEST_LOG_SCALE).astype(wide.dtype)
-    overlaps = overlaps * jnp.exp(log_scale - log_scale[:, None])
-  return kernel, _outer(kernel, wide, up(jnp.sum(overlaps, axis=1), hidden), scale)
+    q = wide_scales(log_scale, hidden, wide.dtype)
+    terms = terms * (q / q[:, None])
+  return kernel, _outer(kernel, wide, up(jnp.sum(terms, axis=1), hidden), scale)
 
 
 def cpl_kernels(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -85,8 +80,8 @@ def cpl_kernels(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   `sll_kernels` is, for a matrix; all hidden entries are divided by the same number, which is the
   better one if W has few large singular values.
 
-  Guarantee: as of `sll_kernels`. The norm is `operator_norm_bounds`' upper end, at most one per
-  cent above it.
+  Guarantee: as of `sll_kernels`. The norm is an upper bound of it by Gram iteration, at most one
+  per cent above it.
 
   Args:
     kernel: W, shape (inputs, hidden).
@@ -96,7 +91,7 @@ def cpl_kernels(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     or an infinity in `kernel` it has NaNs.
 
   Raises:
-    ValueError: a kernel that is no matrix.
+    ValueError: integers, a kernel that is no matrix.
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -122,21 +117,9 @@ def _checked(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
   if kernel.ndim < 2 or not all(n % 2 for n in taps):
     msg = f"kernel has shape {kernel.shape}; expected (*taps, inputs, hidden), odd numbers of taps."
     raise ValueError(msg)
-  wide = kernel.astype(compute_dtype(kernel.dtype))
+  wide = wide_weights(kernel, "kernel")
   scale = jnp.maximum(jnp.max(jnp.abs(wide), initial=0), SMALLEST)
   return wide / scale, scale
-
-
-def _correlations(kernel: jax.Array) -> jax.Array:
-  """Of hidden channels with each other, (hidden, hidden, *shifts)."""
-  taps = kernel.shape[:-2]
-  channels = jnp.moveaxis(kernel, (-1, -2), (0, 1))
-  if not taps:
-    return jnp.matmul(channels, channels.T, precision=lax.Precision.HIGHEST)
-  full = [(n - 1, n - 1) for n in taps]
-  return lax.conv_general_dilated(
-    channels, channels, (1,) * len(taps), full, precision=lax.Precision.HIGHEST
-  )
 
 
 def _outer(kernel: jax.Array, wide: jax.Array, t: jax.Array, scale: jax.Array) -> jax.Array:

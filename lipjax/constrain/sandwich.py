@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lipjax.constrain.orthogonal_map import cayley, orthonormal
-from lipjax.operators.products import compute_dtype
-
-#: Logarithms of scales beyond it count as it, so that the scales and their inverses are normal.
-LARGEST_LOG_SCALE = 20.0
+from lipjax.constrain.raw_weights import wide_scales, wide_weights
 
 
 def sandwich_kernels(
@@ -23,9 +20,8 @@ def sandwich_kernels(
      AA^T + BB^T = I
 
   for any positive diagonal :math:`\Psi` and any activation of slopes in [0, 1]; A and B are parts
-  of the orthogonal matrix that the Cayley map makes of the raw weights (`orthogonal_map`). Every
-  1-Lipschitz layer of a matrix, an activation and a matrix that a semidefinite program can prove is
-  one of them. In Flax's convention::
+  of the orthogonal matrix that the Cayley map makes of the raw weights (`orthogonal_map`). As Flax
+  has kernels::
 
     inner, outer = lipjax.sandwich_kernels(raw["kernel"], raw["log_scale"])
     y = jax.nn.relu(x @ inner + raw["bias"]) @ outer
@@ -34,14 +30,15 @@ def sandwich_kernels(
 
   Args:
     raw: any numbers, shape (hidden + inputs, hidden).
-    log_scale: the logarithms of :math:`\Psi`, shape (hidden,); zeros when None.
+    log_scale: the logarithms of :math:`\Psi`, shape (hidden,), from -20 to 20, others counting as
+      these; zeros when None.
 
   Returns:
     The inner kernel, (inputs, hidden), and the outer one, (hidden, hidden), of the raw dtype. With
     a NaN or an infinity in `raw` they have NaNs.
 
   Raises:
-    ValueError: raw weights or scales of another shape.
+    ValueError: integers, raw weights or scales of another shape.
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -56,13 +53,9 @@ def sandwich_kernels(
   if jnp.ndim(raw) != 2 or len(raw) <= hidden:
     msg = f"raw has shape {jnp.shape(raw)}; expected (hidden + inputs, hidden)."
     raise ValueError(msg)
-  q = orthonormal(cayley, raw.astype(compute_dtype(raw.dtype)))
+  q = orthonormal(cayley, wide_weights(raw, "raw"))
   scale = jnp.ones(hidden, q.dtype)
   if log_scale is not None:
-    if jnp.shape(log_scale) != (hidden,):
-      msg = f"log_scale has shape {jnp.shape(log_scale)}; expected {(hidden,)}, as many as hidden."
-      raise ValueError(msg)
-    log_scale = jnp.clip(log_scale, -LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
-    scale = jnp.exp(log_scale.astype(q.dtype))
+    scale = wide_scales(log_scale, hidden, q.dtype)
   inner, outer = q[hidden:] / scale, scale[:, None] * q[:hidden].T
   return (math.sqrt(2) * inner).astype(raw.dtype), (math.sqrt(2) * outer).astype(raw.dtype)

@@ -22,7 +22,7 @@ from lipjax.rounding.errors import SMALL, gamma, pairwise_sum, pairwise_terms, u
 TOLERANCE = 5e-4
 #: Most steps of Lanczos bidiagonalization that tell the twists apart.
 TWIST_STEPS = 12
-#: Steps of Gram iteration that tell the twists of small symbols apart.
+#: Steps of Gram iteration that tell them apart, of small symbols or bidiagonal matrices.
 TWIST_GRAM_STEPS = 5
 #: Steps of Gram iteration for every symbol.
 FIRST_STEPS = 6

@@ -301,7 +301,8 @@ def rows(x):
 )
 def test_householder_activations(fn):
   x = normal(9, (4,), FLOAT)
-  assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn)(x) <= 1.001
+  for word in ("default", "tight"):
+    assert 1 - 1e-6 <= lipjax.lipschitz_upper_bound(fn, effort=word)(x) <= 1.001
   jumps = jax.jit(jax.vmap(fn))(np.stack([x - V * (V @ x) + t * V for t in (-1e-4, 1e-4)]))
   assert np.linalg.norm(jumps[0] - jumps[1]) <= 2.1e-4
 
@@ -346,8 +347,10 @@ def test_layers_that_are_1_lipschitz(layer, n_layers):
       x = layer(normal(seed, (24, 16), FLOAT), x)
     return x
 
-  bound = lipjax.lipschitz_upper_bound(fn, effort="tight")(jnp.zeros(16, FLOAT))
-  assert 0.95 <= bound <= (1.001 if n_layers == 1 else 1.005)
+  bound = lambda effort: lipjax.lipschitz_upper_bound(fn, effort=effort)(jnp.zeros(16, FLOAT))
+  assert 0.95 <= bound("tight") <= (1.001 if n_layers == 1 else 1.005)
+  if n_layers == 1:
+    assert bound("default") <= (1.01 if layer is rescaled else 1.001)
 
 
 def test_a_residual_network_of_orthogonal_weights():
@@ -441,6 +444,8 @@ def test_derivatives_of_a_step():
   root = normal(0, (5, 5), FLOAT)
   d = jnp.abs(normal(1, (5,), FLOAT, 0.1))
   args = root @ root.T, d, normal(2, (3, 5), FLOAT)
+  check_grads(seen, args, order=1, atol=1e-2, rtol=1e-2, eps=1e-2)
+  # Of second differences in float32 more is rounding.
   check_grads(seen, args, order=2, atol=2e-2, rtol=2e-2, eps=1e-2)
 
 

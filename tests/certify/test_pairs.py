@@ -52,10 +52,10 @@ def steepest_pairs(fn, x, n_points=8):
   return found
 
 
-def check(fn, x, **domain):
+def check(fn, x, effort="default", **domain):
   """Pairs of bounds that are sound as far as points say, symmetric, and no worse than one."""
-  pairs = np.asarray(margin_upper_bounds(fn, **domain)(x), np.float64)
-  upper = float(lipjax.lipschitz_upper_bound(fn, **domain)(x))
+  pairs = np.asarray(margin_upper_bounds(fn, effort=effort, **domain)(x), np.float64)
+  upper = float(lipjax.lipschitz_upper_bound(fn, effort=effort, **domain)(x))
   np.testing.assert_array_equal(pairs, pairs.T)
   np.testing.assert_array_equal(np.diag(pairs), 0)
   assert np.all(pairs <= 2**0.5 * upper * (1 + 1e-5))
@@ -134,7 +134,7 @@ def test_the_last_layer_counts_where_liplt_is_worse():
   params = [(w / jnp.linalg.norm(w, 2), b) for w, b in mlp_params(0, (8,) * 9)]
   fn = lambda x: mlp(params, x) @ jnp.eye(8, 5, dtype=FLOAT)
   x = jnp.zeros(8, FLOAT)
-  pairs = np.asarray(margin_upper_bounds(fn, effort="fast")(x), np.float64)
+  pairs, _ = check(fn, x, "fast")
   w = np.asarray(params[-1][0], np.float64)[:, :5]
   assert np.all(pairs <= np.linalg.norm(w[:, :, None] - w[:, None], axis=0) * 1.01 + 1e-6)
 
@@ -144,12 +144,11 @@ def test_many_classes_and_large_maps_fall_back(monkeypatch):
   params = mlp_params(2, (6, 9, 5))
   fn = lambda x: mlp(params, x)
   x = jnp.zeros(6, FLOAT)
-  fast = lambda of: np.asarray(of(fn, effort="fast")(x), np.float64)
-  pairs = fast(margin_upper_bounds)
+  pairs, _ = check(fn, x, "fast")
   monkeypatch.setattr(maps, "ROWS_UP_TO", 3)
   monkeypatch.setattr(module, "ROWS_UP_TO", 3)
   jax.clear_caches()
-  none, upper = fast(margin_upper_bounds), fast(lipjax.lipschitz_upper_bound)
+  none, upper = check(fn, x, "fast")
   jax.clear_caches()
   assert np.all(pairs <= none * (1 + 1e-6))
   np.testing.assert_allclose(none[MANY], 2**0.5 * upper, rtol=1e-4)

@@ -90,6 +90,8 @@ def test_a_reflecting_network_is_proved_to_be_1_lipschitz():
 
 
 def test_pairs_that_do_not_fit_raise():
+  with pytest.raises(ValueError, match="x has dtype int32; expected floating-point numbers"):
+    lipjax.householder(jnp.arange(4, dtype=jnp.int32), 1.0)
   with pytest.raises(ValueError, match="x has 5 entries on axis -1; expected an even number"):
     lipjax.householder(jnp.ones(5), 1.0)
   with pytest.raises(ValueError, match=r"angles have shape \(2,\); expected \(3,\)"):

@@ -64,7 +64,7 @@ def _slope(known: Known, begin: int, end: int, n_blocks: int) -> jax.Array | Non
   """How far the end moves when the beginning moves by 1; None where that is not worth it."""
   # What is known of nodes is from the inputs on.
   facts = [x._replace(bound=None, entries=None) for x in known.facts]
-  facts[begin] = facts[begin]._replace(depends=Depends(None, ()))
+  facts[begin] = facts[begin]._replace(depends=Depends())
   alone = Known(known.nodes, facts)
   layers = layers_of(alone, [end], product_bounds(alone, live(alone, [end])), "default")
   if layers is None:

@@ -100,10 +100,10 @@ def _above(a: jax.Array, d: jax.Array, c: jax.Array, own: jax.Array, following: 
   t, cad, size = product(g, ca), ca * d, _norm(g)
   lost_t = product_lost(g, ca) + 2 * unit * size * _norm(ca)
   lost_k = product_lost(g, cad) + (4 * unit * size + off_g) * _norm(cad)
-  root, left = _factor(a, d)
+  factor, left = _factor(a, d)
   k = t * d
-  v = solve_lower(root, k.T).T
-  off = _norm(product(v, root.T) - k) + lost_k + 8 * unit * _norm(k) + product_lost(v, root.T)
+  v = solve_lower(factor, k.T).T
+  off = _norm(product(v, factor.T) - k) + lost_k + 8 * unit * _norm(k) + product_lost(v, factor.T)
   off = up(off + underflow(8, k.shape, a.dtype))
   tc, of_rest = t * c, g * own
   largest = lambda x: jnp.max(jnp.abs(x), initial=0)

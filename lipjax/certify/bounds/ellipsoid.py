@@ -151,7 +151,7 @@ def improved(
 
   def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     now, state, best, least = carry
-    now = jnp.where(i < len(starts), starts[jnp.minimum(i, 1)], now)
+    now = jnp.where(i < len(starts), starts[jnp.minimum(i, len(starts) - 1)], now)
     found, slopes = jax.value_and_grad(value)(now)
     is_better = found < least - GAIN
     best, least = jnp.where(is_better, now, best), jnp.where(is_better, found, least)
