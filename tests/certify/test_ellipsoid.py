@@ -350,7 +350,7 @@ def test_layers_that_are_1_lipschitz(layer, n_layers):
   bound = lambda effort: lipjax.lipschitz_upper_bound(fn, effort=effort)(jnp.zeros(16, FLOAT))
   assert 0.95 <= bound("tight") <= (1.001 if n_layers == 1 else 1.005)
   if n_layers == 1:
-    assert bound("default") <= (1.01 if layer is rescaled else 1.001)
+    assert bound("default") <= (1.02 if layer is rescaled else 1.001)
 
 
 def test_a_residual_network_of_orthogonal_weights():
