@@ -11,7 +11,10 @@ from lipjax.operators.layouts import equinox_layout as equinox_layout
 from lipjax.operators.layouts import flax_layout as flax_layout
 from lipjax.operators.layouts import haiku_layout as haiku_layout
 from lipjax.operators.layouts import torch_layout as torch_layout
+from lipjax.operators.pairs import lora_products as lora_products
+from lipjax.operators.pairs import qk_products as qk_products
 from lipjax.operators.per_operator import PerOperator as PerOperator
+from lipjax.operators.product import Product as Product
 from lipjax.operators.resolve import LayoutError as LayoutError
 from lipjax.operators.describe import describe as describe
 

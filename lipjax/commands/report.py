@@ -14,7 +14,7 @@ from typing import Any
 
 from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError, size_of
 from lipjax.checkpoints.opening import open_checkpoint
-from lipjax.commands import report_rows
+from lipjax.commands import report_products, report_rows
 from lipjax.commands.demo import at_least
 from lipjax.commands.report_overrides import override
 from lipjax.commands.report_rows import Chosen, Row
@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
     metavar="REGEX=OPERATOR",
     help="what a leaf is, as in 'conv/kernel=Convolution((32, 32))' or 'gate=None'",
   )
+  report_products.add_arguments(add)
   add("--match", type=_regex, default="", metavar="REGEX", help="only paths in which it is found")
   add("--all", action="store_true", help="what is outside of params, as an optimizer's state, too")
   add("--top", type=at_least(1), metavar="N", help="print the N largest only")
@@ -134,11 +135,13 @@ def _measured(path: Path, args: argparse.Namespace) -> tuple[Checkpoint, Chosen,
     tips = " ".join(list(chosen.problems.values())[:3])
     msg = f"{path}: {what}. {tips}" if tips else f"{path}: {what}."
     raise CheckpointError(msg)
+  products = report_products.choose(checkpoint, chosen, {"lora": args.lora, "qk": args.qk})
   size = sum(size_of(checkpoint.leaves[x]) for x in chosen.operators)
   with _progress(str(path), size) as advance:
     rows = report_rows.measure(
       checkpoint, chosen.operators, has_bounds=args.certify, advance=advance
     )
+    rows = (*rows, *report_products.measure(checkpoint, products))
     # What is not finite first: it is the worst.
     found = sorted(rows, key=lambda row: (not math.isnan(row.lower), -row.lower))
   return checkpoint, chosen, found

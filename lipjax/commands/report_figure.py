@@ -31,7 +31,8 @@ def draw(
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-  for row in rows[:LAYERS]:
+  of_leaves = [row for row in rows if row.path in operators]
+  for row in of_leaves[:LAYERS]:
     values = spectrum(checkpoint, operators[row.path], row.path)
     axes.plot(np.arange(1, len(values) + 1), values, lw=1.5, marker=".", ms=4, label=row.path)
   axes.set(xscale="log", yscale="log", xlabel="number", ylabel="singular value")

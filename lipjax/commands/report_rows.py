@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -168,9 +169,7 @@ def _measured(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bo
     lower, upper = lipjax.spectral_norms(tree, layout=layout)["w"], None
   ranks = np.ravel(stable_rank(operator, tree["w"], lower))
   frobenius, lower = np.ravel(lipjax.frobenius_norms(tree, layout=layout)["w"]), np.ravel(lower)
-  # NaN where a slice holds no numbers, which is what should be seen.
-  largest = int(np.argmax(np.where(np.isnan(lower), np.inf, lower))) if lower.size else None
-  at = lambda x: float(x[largest]) if largest is not None else 0.0
+  at = functools.partial(at_largest, lower)
   return Row(
     path=path,
     operator=short_name(operator),
@@ -184,6 +183,11 @@ def _measured(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bo
   )
 
 
+def at_largest(norms: np.ndarray, values: np.ndarray) -> float:
+  """The value of the slice whose norm is largest, or NaN, which is what should be seen."""
+  return float(values[np.argmax(np.where(np.isnan(norms), np.inf, norms))]) if norms.size else 0.0
+
+
 def _side(operator: LinearOperator, w: np.ndarray) -> int:
   """The smaller one of an operator's matrix."""
   one = operator.slice_operator()
@@ -192,7 +196,8 @@ def _side(operator: LinearOperator, w: np.ndarray) -> int:
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
-  """Of all operators together; norms of those whose weights are finite."""
+  """Of the operators of leaves together; norms of those whose weights are finite."""
+  rows = [row for row in rows if row.operator != "Product"]
   norms = [row.lower for row in rows if math.isfinite(row.lower)]
   return {
     "operators": sum(row.copies for row in rows),

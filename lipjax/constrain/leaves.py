@@ -181,13 +181,17 @@ def _clip_entries(w, radius):
 
 
 def on_matrices(on_matrix, on_diagonal, operator, w, radius):
-  """`on_matrix` on every slice of a matrix, `on_diagonal` on a diagonal's entries."""
+  """`on_matrix` on every slice of a matrix, `on_diagonal` on a diagonal's entries.
+
+  The radius is one number, or one for each slice, and is broadcast against matrices and entries.
+  """
   dtype = compute_dtype(w.dtype)
   wide, radius = w.astype(dtype), jnp.asarray(radius, dtype)
   if isinstance(operator, Diagonal):
-    new = on_diagonal(wide, radius)
+    new = on_diagonal(wide, spread(radius, operator.stack_axes, w.ndim) if radius.ndim else radius)
   elif isinstance(operator, Dense):
-    new = operator.leaf(on_matrix(operator.matrix(wide), radius), w.shape)
+    of_each = radius[..., None, None] if radius.ndim else radius
+    new = operator.leaf(on_matrix(operator.matrix(wide), of_each), w.shape)
   else:
     raise ValueError(no_matrix(operator))
   return jnp.where(jnp.isnan(new), w, new.astype(w.dtype))

@@ -84,8 +84,20 @@ def cayley(x: jax.Array) -> jax.Array:
   upper, lower = x[..., :m, :], x[..., m:, :]
   a = upper - _transposed(upper) + _matmul(_transposed(lower), lower)
   eye = jnp.eye(m, dtype=x.dtype)
-  inverse = jnp.linalg.solve(eye + a, jnp.broadcast_to(eye, a.shape))
+  inverse = _inverse(eye + a)
   return jnp.concatenate([2 * inverse - eye, -2 * _matmul(lower, inverse)], axis=-2)
+
+
+@jax.custom_jvp
+def _inverse(x: jax.Array) -> jax.Array:
+  return jnp.linalg.inv(x)
+
+
+@_inverse.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  """By products, which take less time than solving equations again."""
+  inverse = _inverse(*primals)
+  return inverse, -_matmul(_matmul(inverse, tangents[0]), inverse)
 
 
 def exponential(x: jax.Array) -> jax.Array:

@@ -22,8 +22,8 @@ PolarMethod = Literal["newton_schulz", "bjorck"]
 _GROWTH = {"newton_schulz": (3.4445, -4.7750, 2.0315), "bjorck": (1.875, -1.25, 0.375)}
 #: Björck's steps also bring [0.68, 1.21], where the tuned ones end, to 1: the error cubes.
 _POLISH_STEPS = 5
-#: As many bring what a solution of equations leaves, far less than that.
-_ROUNDING_STEPS = 2
+#: One brings what a solution of equations leaves, far less than that.
+_ROUNDING_STEPS = 1
 #: How far squares of singular values may be from 1 for these steps alone: 0.68² and 1.21².
 _NEAR = 0.46
 #: Decades by which a norm may exceed the radius and be clipped in one pass.
@@ -61,8 +61,14 @@ def polar_factor(x: jax.Array, method: PolarMethod = "newton_schulz") -> jax.Arr
 
 
 def polished(x: jax.Array) -> jax.Array:
-  """Matrices with orthonormal columns up to rounding, with less of it."""
-  return lax.fori_loop(0, _ROUNDING_STEPS, lambda _, x: _odd_step(x, *_GROWTH["bjorck"]), x)
+  """Matrices with orthonormal columns up to rounding, with less of it.
+
+  The derivative is theirs: what is orthonormal for all arguments is its own polar factor.
+  """
+  found = lax.stop_gradient(x)
+  for _ in range(_ROUNDING_STEPS):
+    found = _odd_step(found, *_GROWTH["bjorck"])
+  return x + lax.stop_gradient(found - x)
 
 
 def clip_by_svd(x: jax.Array, radius: jax.Array) -> jax.Array:
@@ -70,7 +76,7 @@ def clip_by_svd(x: jax.Array, radius: jax.Array) -> jax.Array:
   # LAPACK never returns from a matrix with an infinity.
   finite = jnp.isfinite(x).all(axis=(-2, -1), keepdims=True)
   u, s, vh = jnp.linalg.svd(jnp.where(finite, x, 0), full_matrices=False)
-  clipped = _matmul(u * jnp.minimum(s, radius)[..., None, :], vh)
+  clipped = _matmul(u * jnp.minimum(s[..., None, :], radius), vh)
   # Inside the ball the nearest matrix is x itself, not its rounded factors' product.
   return jnp.where(s[..., :1, None] > radius, clipped, x)
 

@@ -13,9 +13,9 @@ from optax._src.base import NO_PARAMS_MSG
 
 from lipjax.constrain.keep import moved, updates_to
 from lipjax.constrain.radii import check_fixed_number
-from lipjax.operators.base import LinearOperator
 from lipjax.operators.dense import Dense
 from lipjax.operators.layouts import Layout
+from lipjax.operators.pairs import find_pairs
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.products import spread
 from lipjax.operators.resolve import Overrides, resolve_operators
@@ -121,15 +121,11 @@ def _pairs(
   params: Any, names: tuple[str, str], layout: Layout | None, layout_overrides: Overrides | None
 ) -> dict[str, Pair]:
   """By the path of the attention."""
-  operators: Mapping[str, LinearOperator] = resolve_operators(params, layout, layout_overrides)
-  found = {}
-  for path, operator in operators.items():
-    *above, module, leaf = ["", *path.split("/")]
-    other = "/".join([*above[1:], names[1], leaf])
-    of_key = operators.get(other)
-    if module == names[0] and isinstance(operator, Dense) and isinstance(of_key, Dense):
-      found["/".join(above[1:])] = Pair(path, other, operator, of_key)
-  return found
+  operators: Any = resolve_operators(params, layout, layout_overrides)
+  return {
+    pair.above: Pair(pair.first, pair.second, operators[pair.first], operators[pair.second])
+    for pair in find_pairs(operators, names)
+  }
 
 
 def _checked(max_logits: Any, pairs: Mapping[str, Pair]) -> Mapping[str, Any]:

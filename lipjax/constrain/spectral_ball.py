@@ -19,7 +19,7 @@ from lipjax.constrain.projections import (
   check_spectral_method,
 )
 from lipjax.constrain.radii import Radius, check_radius, initial_radii, radii_now
-from lipjax.measure.groups import unstack_by_path
+from lipjax.measure.groups import Group, unstack_by_path
 from lipjax.measure.norms import top_triplets
 from lipjax.measure.options import check_k, check_steps
 from lipjax.measure.refresh import TOL, refresh
@@ -33,7 +33,7 @@ from lipjax.operators.resolve import Overrides
 
 
 class SpectralBallState(NamedTuple):
-  """State of `keep_params_in_spectral_ball`.
+  """State of `keep_params_in_spectral_ball`, and of `add_clip_decay`.
 
   Attributes:
     count: int32, updates so far.
@@ -156,7 +156,7 @@ def keep_spectral(
     if followed is not None:
       vectors = init_tracked(params, groups, leaves, followed.k, followed.seed)
     return SpectralBallState(
-      count, vectors, initial_radii(radius, measured_norms, _operators(groups), leaves)
+      count, vectors, initial_radii(radius, measured_norms, operators_of(groups), leaves)
     )
 
   def update(updates, state, params=None, **extra_args):
@@ -167,7 +167,7 @@ def keep_spectral(
     next_count = optax.safe_increment(state.count)
     if not groups:
       return updates, state._replace(count=next_count)
-    operators, triplets = _operators(groups), None
+    operators, triplets = operators_of(groups), None
     candidates, vectors = moved(params, updates), state.vectors
     if followed is not None:
       vectors, triplets = _followed(name, groups, candidates, vectors, followed)
@@ -191,7 +191,8 @@ def _followed(name, groups, candidates, vectors, followed: Followed):
   return vectors, triplets
 
 
-def _operators(groups):
+def operators_of(groups: list[Group]) -> dict[str, LinearOperator]:
+  """By path."""
   return {path: group.operator for group in groups for path in group.paths}
 
 

@@ -34,8 +34,7 @@ from lipjax.operators.base import LinearOperator
 from lipjax.operators.dense import Dense
 from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import Layout
-from lipjax.operators.paths import float_leaves
-from lipjax.operators.resolve import Overrides, resolve_operators
+from lipjax.operators.resolve import Overrides, resolve_measured
 
 Method = Literal["lanczos", "power_iteration", "svd"]
 
@@ -61,7 +60,8 @@ def spectral_norms(
 
   Args:
     params: a pytree of arrays of any floating dtype; computed in float32 or wider.
-    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout: a layout function or ``{path: operator}``, also of a `Product` of two leaves;
+      `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
     method: ``"lanczos"`` (Golub–Kahan–Lanczos), ``"power_iteration"`` (slower and
       less exact, for comparison), or ``"svd"`` (all singular values; `Dense` only).
@@ -99,8 +99,7 @@ def spectral_norms(
   if k is not None and method == "power_iteration":
     msg = f"k is {k}, and method='power_iteration' measures one value; use 'lanczos'."
     raise ValueError(msg)
-  operators = resolve_operators(params, layout, layout_overrides)
-  leaves = float_leaves(params)
+  operators, leaves, _ = resolve_measured(params, layout, layout_overrides)
   triplets = top_triplets(operators, leaves, method, tol, key, k)
 
   def values(operator, w, triplet):

@@ -27,8 +27,7 @@ from lipjax.measure.vectors import (
 )
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import Layout
-from lipjax.operators.paths import float_leaves
-from lipjax.operators.resolve import Overrides, resolve_operators
+from lipjax.operators.resolve import Overrides, resolve_measured
 
 Start = Literal["random", "converged"]
 
@@ -56,7 +55,8 @@ def init_singular_vectors(
     start: ``"random"``, or ``"converged"``: the top vector is measured, as exactly as by
       `spectral_norms`, and the others are random.
     key: of the random start, folded with each leaf's path; a fixed key when None.
-    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout: a layout function or ``{path: operator}``, also of a `Product` of two leaves;
+      `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
 
   Returns:
@@ -78,8 +78,7 @@ def init_singular_vectors(
     raise ValueError(msg)
   check_k(k)
   key = jax.random.key(0) if key is None else key
-  operators = resolve_operators(params, layout, layout_overrides)
-  leaves = float_leaves(params)
+  operators, leaves, _ = resolve_measured(params, layout, layout_overrides)
   k = default_k(operators, leaves) if k is None else k
   groups = group_leaves(operators, leaves)
   triplets = {}
@@ -242,8 +241,7 @@ def triplet_at(operator: LinearOperator, w: jax.Array, v: jax.Array) -> Singular
 
 
 def _groups(params, layout, layout_overrides) -> tuple[list[Group], dict[str, Any]]:
-  operators = resolve_operators(params, layout, layout_overrides)
-  leaves = float_leaves(params)
+  operators, leaves, _ = resolve_measured(params, layout, layout_overrides)
   return group_leaves(operators, leaves), leaves
 
 

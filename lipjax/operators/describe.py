@@ -7,7 +7,7 @@ from typing import Any
 
 from lipjax.operators.layouts import AmbiguousLeafError, Layout
 from lipjax.operators.paths import float_leaves
-from lipjax.operators.resolve import Overrides, decide
+from lipjax.operators.resolve import Overrides, decide, split_products
 
 
 def describe(
@@ -44,7 +44,8 @@ def describe(
   from rich.table import Table
 
   leaves = float_leaves(params)
-  decided, problems = decide(leaves, layout, layout_overrides)
+  single, products = split_products(layout)
+  decided, problems = decide(leaves, single, layout_overrides)
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
   for column in ("path", "shape", "dtype", "operator", "meaning"):
     table.add_column(column, overflow="fold")
@@ -57,6 +58,9 @@ def describe(
     else:
       name, meaning = short_name(operator), operator.meaning
     table.add_row(path or "(no name)", str(tuple(leaf.shape)), str(leaf.dtype), name, meaning)
+  for name, product in products.items():
+    meaning = f"product of {product.first} and {product.second}"
+    table.add_row(name, "", "", "Product", meaning)
   for key, problem in problems.items():
     if key not in leaves:
       table.add_row("", "", "", "UNUSED", str(problem))

@@ -14,10 +14,11 @@ import jax
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.dense import Dense, ReshapedKernel
 from lipjax.operators.diagonal import Diagonal
+from lipjax.operators.product import Product
 
 #: A layout, as a function or as a dictionary of every operator by path.
 LayoutFn = Callable[[str, jax.ShapeDtypeStruct], LinearOperator | None]
-Layout = LayoutFn | Mapping[str, LinearOperator | None]
+Layout = LayoutFn | Mapping[str, LinearOperator | None] | Mapping[str, Product]
 
 
 class AmbiguousLeafError(ValueError):

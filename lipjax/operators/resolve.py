@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from lipjax.operators.base import LinearOperator
 from lipjax.operators.layouts import AmbiguousLeafError, Layout, flax_layout
 from lipjax.operators.paths import float_leaves
+from lipjax.operators.product import Product
 
 Overrides = Mapping[str, LinearOperator | None]
 
@@ -47,6 +48,45 @@ def resolve_operators(
   return {path: op for path, op in decided.items() if op is not None}
 
 
+class Measured(NamedTuple):
+  """What a layout says to measure.
+
+  Attributes:
+    operators: by path, or by the name of a product.
+    leaves: all leaves by path, and the stacked factors of products by name.
+    products: by name.
+  """
+
+  operators: dict[str, LinearOperator]
+  leaves: dict[str, Any]
+  products: dict[str, Product]
+
+
+def resolve_measured(
+  params: Any, layout: Layout | None = None, layout_overrides: Overrides | None = None
+) -> Measured:
+  """As `resolve_operators`, for callers that take products of leaves as well.
+
+  Raises:
+    LayoutError: as `resolve_operators`, or a product of leaves that are not there or do not fit.
+  """
+  single, products = split_products(layout)
+  operators = resolve_operators(params, single, layout_overrides)
+  leaves = float_leaves(params)
+  if not leaves:  # A placeholder tree, as in `decide`.
+    products = {}
+  if shared := sorted(set(products) & set(leaves)):
+    msg = f"Products are named {shared}, which are paths of leaves; give them other names."
+    raise LayoutError(msg)
+  try:
+    made = {name: product.stacked(name, leaves) for name, product in products.items()}
+  except ValueError as error:
+    raise LayoutError(*error.args) from error
+  operators |= {name: operator for name, (operator, _) in made.items()}
+  leaves |= {name: weight for name, (_, weight) in made.items()}
+  return Measured(dict(sorted(operators.items())), leaves, products)
+
+
 def require_operators(
   params: Any, layout: Layout | None, layout_overrides: Overrides | None, caller: str
 ) -> dict[str, LinearOperator]:
@@ -57,14 +97,28 @@ def require_operators(
     ValueError: params has leaves, and none of them is an operator.
   """
   operators = resolve_operators(params, layout, layout_overrides)
-  leaves = float_leaves(params)
+  check_some(operators, float_leaves(params), caller)
+  return operators
+
+
+def split_products(layout: Layout | None) -> tuple[Layout | None, dict[str, Product]]:
+  """A layout's operators of single leaves, and its products."""
+  if not isinstance(layout, Mapping):
+    return layout, {}
+  products = {name: x for name, x in layout.items() if isinstance(x, Product)}
+  return {path: x for path, x in layout.items() if not isinstance(x, Product)}, products
+
+
+def check_some(
+  operators: Mapping[str, LinearOperator], leaves: Mapping[str, Any], caller: str
+) -> None:
+  """Raises where there are leaves and none is an operator."""
   if leaves and not operators:
     msg = (
       f"{caller} found no operator among the leaves {sorted(leaves)}; give a"
       " layout that knows them, or take the transformation out of the chain."
     )
     raise ValueError(msg)
-  return operators
 
 
 def decide(
@@ -119,8 +173,13 @@ def _unmatched(leaves, layout, overrides):
         f" path; paths are {_some(leaves)}). Correct it, or leave it out."
       )
   if isinstance(layout, Mapping):
-    for path in layout:
-      if path not in leaves:
+    for path, entry in layout.items():
+      if isinstance(entry, Product):
+        problems[f"layout {path}"] = (
+          f"layout[{path!r}] is a product of two leaves; spectral_norms, the singular vectors and"
+          " add_spectral_decay take those, and this function takes operators of single leaves."
+        )
+      elif path not in leaves:
         problems[f"layout {path}"] = f"layout[{path!r}] names no leaf; paths are {_some(leaves)}."
   return problems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,23 +10,19 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG
 
+from lipjax.measure.groups import Group, group_leaves
 from lipjax.measure.options import check_count, check_k, check_steps
 from lipjax.measure.refresh import TOL, anywhere, refresh
 from lipjax.measure.sharding import replicated_like, result_sharded
-from lipjax.measure.tracking import (
-  Pace,
-  group_params,
-  init_tracked,
-  next_pace,
-  top_triplets_of,
-)
+from lipjax.measure.tracking import Pace, init_tracked, next_pace, top_triplets_of
 from lipjax.measure.triplet import clean
 from lipjax.measure.vectors import SingularVectors, check_vectors
 from lipjax.operators.layouts import Layout
 from lipjax.operators.mask import Mask, masked
 from lipjax.operators.paths import map_float_leaves
 from lipjax.operators.per_operator import PerOperator, numbers_by_path
-from lipjax.operators.resolve import Overrides
+from lipjax.operators.product import Product
+from lipjax.operators.resolve import Overrides, check_some, resolve_measured
 from lipjax.regularize.penalty import Penalty, check_penalty, penalty_slope
 
 
@@ -107,7 +104,8 @@ def add_spectral_decay(
     exponent: :math:`p` of the power, at least 1; 2 when None.
     mask: as in `optax.masked`: a tree of bools, a prefix of one, or a function of
       params. What it leaves out is not asked about.
-    layout: a layout function or ``{path: operator}``; `flax_layout` when None.
+    layout: a layout function or ``{path: operator}``, also of a `Product` of two leaves, whose
+      penalty acts on both; `flax_layout` when None.
     layout_overrides: ``{regex: operator or None}``.
     every: refresh sigma, u and v at every that many updates; when they are due, as said
       above, when None. The penalty acts at every update with the latest ones: one so strong
@@ -156,8 +154,14 @@ def add_spectral_decay(
   check_count("every", every)
   check_k(k)
 
+  def read(params):
+    found = resolve_measured(params, layout, layout_overrides)
+    check_some(found.operators, found.leaves, name)
+    return found
+
   def init(params):
-    groups, leaves = group_params(params, layout, layout_overrides, name)
+    operators, leaves, _ = read(params)
+    groups = group_leaves(operators, leaves)
     one = lambda: replicated_like(leaves, jnp.ones((), jnp.int32))
     zero = lambda: replicated_like(leaves, jnp.zeros((), jnp.int32))
     vectors = init_tracked(params, groups, leaves, k, seed)
@@ -167,20 +171,21 @@ def add_spectral_decay(
     del extra_args
     if params is None:
       raise ValueError(NO_PARAMS_MSG)
-    groups, leaves = group_params(params, layout, layout_overrides, name)
+    operators, leaves, products = read(params)
+    groups = group_leaves(operators, leaves)
     count, vectors, pace = state
     if not groups:
       return updates, state._replace(count=optax.safe_increment(count))
     check_vectors(vectors, groups, name, k)
     due = anywhere(pace.wait <= 0 if every is None else count % every == 0)
     vectors, progress = refresh(groups, leaves, vectors, n_steps=n_steps, tol=tol, due=due)
-    operators = {path: group.operator for group in groups for path in group.paths}
     strengths = numbers_by_path(strength, operators, leaves, count)
     if all(isinstance(x, (int, float)) and x == 0 for x in strengths.values()):
       updates = _after(vectors, updates)
     else:
       slope = lambda sigma: penalty_slope(penalty, sigma, target, exponent)
-      updates = _add_to_updates(updates, groups, vectors, slope, strengths)
+      terms = _terms(groups, leaves, products, vectors, slope, strengths)
+      updates = _add_to_updates(updates, terms)
     pace = next_pace(pace, due, progress, TOL if tol is None else tol)
     return updates, SpectralDecayState(optax.safe_increment(count), vectors, pace)
 
@@ -197,29 +202,59 @@ def _after(vectors: SingularVectors, updates: Any) -> Any:
   return map_float_leaves(lambda _, g: jnp.where(never, jnp.zeros_like(g), g), updates)
 
 
-def _add_to_updates(updates, groups, vectors, slope_of, strengths):
-  """Every operator's update with its rank-one term added."""
-  terms = {}
+class Term(NamedTuple):
+  """What is added to the update of a leaf.
+
+  Attributes:
+    strength: a number, where a 0 leaves the update as it is, or an array.
+    of: the term, of the update's shape and `args`.
+    args: arrays.
+  """
+
+  strength: Any
+  of: Callable[..., jax.Array]
+  args: tuple[jax.Array, ...]
+
+
+def _terms(
+  groups: list[Group],
+  leaves: Mapping[str, Any],
+  products: Mapping[str, Product],
+  vectors: SingularVectors,
+  slope_of: Callable[[jax.Array], jax.Array],
+  strengths: Mapping[str, Any],
+) -> dict[str, list[Term]]:
+  """The penalty's gradient, by path: of an operator of rank one, of products in both factors."""
+  terms: dict[str, list[Term]] = {}
   for group, triplet in zip(groups, top_triplets_of(vectors, groups), strict=True):
     triplet, strength = clean(triplet, triplet.sigma.ndim), strengths[group.paths[0]]
     # Without a norm (a non-finite weight) there is nothing to penalize; the NaN is logged.
     slope = jnp.where(jnp.isnan(triplet.sigma), 0, strength * slope_of(triplet.sigma))
     slope = slope.astype(triplet.v.dtype)
     v = slope.reshape(slope.shape + (1,) * (triplet.v.ndim - slope.ndim)) * triplet.v
-    for i, path in enumerate(group.paths):
-      terms[path] = (group.operator, strength, v[i], triplet.u[i])
+    for i, name in enumerate(group.paths):
+      both = v[i], triplet.u[i]
+      if product := products.get(name):
+        factors = leaves[product.first], leaves[product.second]
+        for j, path in enumerate((product.first, product.second)):
+          of = lambda _, *args, j=j, product=product: product.gradients(*args)[j]
+          terms.setdefault(path, []).append(Term(strength, of, (*factors, *both)))
+      else:
+        terms.setdefault(name, []).append(Term(strength, group.operator.weight_gradient, both))
+  return terms
 
-  def visit(path, g):
-    if path not in terms:
-      return g
-    operator, strength, v, u = terms[path]
 
-    def add(g, v, u):
-      term = operator.weight_gradient(g.shape, v, u)
-      added = (g.astype(term.dtype) + term).astype(g.dtype)
-      # A schedule's 0 keeps even the sign of a zero and ignores a NaN norm.
-      return added if isinstance(strength, (int, float)) else jnp.where(strength == 0, g, added)
+def _add_to_updates(updates: Any, terms: Mapping[str, list[Term]]) -> Any:
+  def visit(path: str, g: Any) -> Any:
+    for strength, of, args in terms.get(path, ()):
 
-    return result_sharded(add, g, jax.typeof(g).sharding.spec)(g, v, u)
+      def add(g, *args, of=of, strength=strength):
+        term = of(g.shape, *args)
+        added = (g.astype(term.dtype) + term).astype(g.dtype)
+        # A schedule's 0 keeps even the sign of a zero and ignores a NaN norm.
+        return added if isinstance(strength, (int, float)) else jnp.where(strength == 0, g, added)
+
+      g = result_sharded(add, (g, args), jax.typeof(g).sharding.spec)(g, *args)
+    return g
 
   return map_float_leaves(visit, updates)

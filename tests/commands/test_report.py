@@ -239,6 +239,57 @@ def test_torch_names(tmp_path, capsys):
   assert norms["layer1/0/bn1/weight"] == 1
 
 
+def test_products_of_lora_pairs_and_of_heads(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  leaves = {
+    "0/lora_A/weight": rng.standard_normal((2, 6)).astype(np.float32),
+    "0/lora_B/weight": rng.standard_normal((9, 2)).astype(np.float32),
+    "q_proj/weight": rng.standard_normal((2, 3, 6)),
+    "k_proj/weight": rng.standard_normal((1, 3, 6)),
+  }
+  np.savez(tmp_path / "net.npz", **leaves)
+  options = ["--layout", "torch", "--override", ".*_proj/weight=Dense((2,), (0, 1))"]
+  names = ["--lora", "lora_A,lora_B", "--qk", "q_proj,k_proj"]
+  found = as_json(capsys, tmp_path / "net.npz", *options, *names)
+  rows = {row["path"]: row for row in found["operators"] if row["operator"] == "Product"}
+  lora = leaves["0/lora_B/weight"].astype(float) @ leaves["0/lora_A/weight"]
+  row = rows["0/lora_A*lora_B/weight"]
+  assert (row["shape"], row["copies"]) == ([6, 9], 1)
+  assert row["lower"] == pytest.approx(np.linalg.norm(lora, 2), rel=1e-5)
+  assert row["frobenius"] == pytest.approx(np.linalg.norm(lora), rel=1e-5)
+  assert row["stable_rank"] == pytest.approx(
+    (np.linalg.norm(lora) / np.linalg.norm(lora, 2)) ** 2, rel=1e-4
+  )
+  heads = np.einsum("hdi,dj->hij", leaves["q_proj/weight"], leaves["k_proj/weight"][0])
+  row = rows["q_proj*k_proj/weight"]
+  assert (row["copies"], row["dtype"]) == (2, "float64")
+  assert row["lower"] == pytest.approx(np.linalg.norm(heads, 2, axis=(1, 2)).max(), rel=1e-10)
+  # Their factors were counted already.
+  assert found["totals"]["operators"] == 4
+  assert found["totals"]["parameters"] == sum(x.size for x in leaves.values())
+
+
+@pytest.mark.parametrize(
+  ("args", "code", "message"),
+  [
+    (["--lora"], 1, "No two matrices differ by 'lora_a' and 'lora_b'"),
+    (["--qk", "Dense_0,Dense_1"], 1, "which does not say what heads are"),
+    (["--lora", "one"], 2, "two parts of paths with a comma between"),
+  ],
+)
+def test_products_that_are_not_there(tmp_path, capsys, args, code, message):
+  kernels = {f"Dense_{i}/kernel": np.ones((4, 4), np.float32) for i in range(2)}
+  np.savez(tmp_path / "net.npz", **kernels)
+  if code == 2:
+    with pytest.raises(SystemExit, match="2"):
+      main(["report", str(tmp_path / "net.npz"), *args])
+    assert message in capsys.readouterr().err
+    return
+  found = report(capsys, tmp_path / "net.npz", *args)
+  assert found[0] == code
+  assert message in found[2]
+
+
 def test_stacks_and_large_matrices(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(report_rows, "BOUNDED_UP_TO", 2)
   path = tmp_path / "net.npz"

@@ -36,13 +36,67 @@ def test_it_is_the_gradient_of_the_excess(method):
   assert state.count == 1
 
 
+@pytest.mark.parametrize("limit", [1.2, "initial"])
+def test_the_largest_values_are_followed(limit):
+  """All that a matrix has are: the same as with its SVD."""
+  grown = jax.tree.map(lambda w: 1.5 * w, PARAMS)
+  zero = jax.tree.map(jnp.zeros_like, PARAMS)
+  exact = lipjax.add_clip_decay(0.3, limit, layout=LAYOUT)
+  want, _ = exact.update(zero, exact.init(PARAMS), grown)
+  tx = lipjax.add_clip_decay(0.3, limit, method="clip_top_k", k=8, layout=LAYOUT)
+
+  @jax.jit
+  def update(state):
+    return tx.update(zero, state, grown)
+
+  state = tx.init(PARAMS)
+  for _ in range(10):
+    updates, state = update(state)
+  for name, x in updates.items():
+    np.testing.assert_allclose(x, want[name], atol=2e-3)
+  read = lipjax.read_spectral_norms(state)["wide"]
+  np.testing.assert_allclose(read, np.linalg.norm(grown["wide"], 2), rtol=1e-3)
+
+
+def test_of_many_values_the_largest_ones_alone():
+  values = jnp.array([5.0, 4.0, 3.0, 2.0, 0.5])
+  params = {"kernel": jnp.diag(values), "scale": jnp.array([3.0, -2.0, 0.5])}
+  layout = {"kernel": Dense(), "scale": lipjax.Diagonal()}
+  tx = lipjax.add_clip_decay(1.0, 1.0, method="clip_top_k", k=2, layout=layout)
+  state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+  for _ in range(10):
+    updates, state = tx.update(zero, state, params)
+  np.testing.assert_allclose(updates["kernel"].diagonal(), [4, 3, 0, 0, 0], atol=1e-2)
+  np.testing.assert_allclose(updates["scale"], [2, -1, 0], atol=1e-6)
+
+
+def test_convolutions_are_followed_too():
+  params = {"kernel": 3 * normal(0, (3, 3, 2, 4))}
+  layout = {"kernel": lipjax.Convolution((6, 6))}
+  tx = optax.chain(
+    lipjax.add_clip_decay(1.0, 2.0, method="clip_top_k", layout=layout),
+    optax.scale_by_learning_rate(0.02),  # each weight is used at up to 36 places
+  )
+
+  def step(carry, _):
+    params, state = carry
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  (after, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=60)
+  before = lipjax.spectral_norms(params, layout=layout)["kernel"]
+  assert before > 10
+  assert lipjax.spectral_norms(after, layout=layout)["kernel"] < 2.2
+
+
 def test_nothing_above_passes_bit_for_bit():
   updates = {"kernel": normal(3, (4, 4))}
   params = {"kernel": 0.1 * normal(4, (4, 4))}
   for strength, limit in ((1.0, 10.0), (0.0, 1e-3)):
-    tx = lipjax.add_clip_decay(strength, limit)
-    found, _ = tx.update(updates, tx.init(params), params)
-    np.testing.assert_array_equal(found["kernel"], updates["kernel"])
+    for method in ("clip_svd", "clip_top_k"):
+      tx = lipjax.add_clip_decay(strength, limit, method=method)
+      found, _ = tx.update(updates, tx.init(params), params)
+      np.testing.assert_array_equal(found["kernel"], updates["kernel"])
 
 
 def test_muon_beside_it_settles_where_it_is_said_to():

@@ -186,3 +186,23 @@ def test_params_without_operators_and_other_params_raise():
     tx.init({"bias": jnp.ones(3)})
   with pytest.raises(ValueError, match="made for other params"):
     tx.update(PARAMS, tx.init({"other": {"kernel": jnp.ones((2, 2))}}), PARAMS)
+
+
+@pytest.mark.parametrize("method", ["scale", "clip_svd", "clip_sign", "clip_top"])
+def test_initial_radii_are_those_of_each_slice(method):
+  """As many slices as a slice has singular values: what is broadcast wrongly fits as well."""
+  stack = normal(0, (4, 5, 4)) * jnp.arange(1.0, 5.0)[:, None, None]
+  params = {"kernel": stack, "scale": normal(1, (4, 3))}
+  layout = {"kernel": Dense((1,), (2,), (0,)), "scale": lipjax.Diagonal((0,))}
+  tx = lipjax.keep_params_in_spectral_ball("initial", method=method, layout=layout)
+  update = jax.jit(lambda state, params: tx.update(params, state, params))
+  doubled, _ = update(tx.init(params), params)
+  doubled = optax.apply_updates(params, doubled)
+  for i in range(4):
+    alone = {name: w[i] for name, w in params.items()}
+    tx_alone = lipjax.keep_params_in_spectral_ball(
+      "initial", method=method, layout={"kernel": Dense(), "scale": lipjax.Diagonal()}
+    )
+    want, _ = tx_alone.update(alone, tx_alone.init(alone), alone)
+    for name, w in optax.apply_updates(alone, want).items():
+      np.testing.assert_allclose(doubled[name][i], w, rtol=2e-3, atol=2e-3)

@@ -270,3 +270,23 @@ def test_errors():
     ValueError, match=r"expected \(5, 4, 4\) for a kernel of shape \(3, 3, 2, 4\)"
   ):
     lipjax.orthogonal_convolution(jnp.ones((5, 2, 4)), (3, 3, 2, 4))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_derivatives_of_the_cayley_map_are_those_of_its_formula(shape):
+  """Of first and second order: the steps against rounding count as the identity."""
+
+  def formula(w):
+    tall = w if shape[0] >= shape[1] else w.T
+    m = tall.shape[1]
+    a = tall[:m] - tall[:m].T + tall[m:].T @ tall[m:]
+    inverse = jnp.linalg.solve(jnp.eye(m) + a, jnp.eye(m))
+    q = jnp.concatenate([2 * inverse - jnp.eye(m), -2 * tall[m:] @ inverse])
+    return q if shape[0] >= shape[1] else q.T
+
+  ours = lambda w: lipjax.orthogonal_map({"kernel": w})["kernel"]
+  w, by = normal(0, shape), normal(1, shape)
+  of = lambda fn: lambda w: jnp.sum(jnp.sin(fn(w) * by))
+  np.testing.assert_allclose(ours(w), formula(w), atol=1e-6)
+  for derivative in (jax.grad, jax.hessian):
+    np.testing.assert_allclose(derivative(of(ours))(w), derivative(of(formula))(w), atol=2e-5)
