@@ -35,8 +35,9 @@ N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
 if N_DEVICES > 1:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", N_DEVICES)
-  # Twice on two busy cores XLA aborted, as one of eight threads never came to an all-reduce. Why
-  # is not known; with one program under way at a time there is less that could hold it.
+  # XLA has as many threads as there are cores, and an all-reduce keeps one until all devices have
+  # come to theirs: with fewer threads than devices none is left for the last ones, and it aborts.
+  os.environ.setdefault("NPROC", str(4 * N_DEVICES))
   jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.config.update("jax_enable_x64", os.environ.get("LIPJAX_TEST_X64", "0") == "1")
 if "LIPJAX_TEST_CACHE" in os.environ:

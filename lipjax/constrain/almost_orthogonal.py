@@ -128,12 +128,27 @@ def _group(kernel: jax.Array) -> jax.Array:
 
 
 def overlaps(channels: jax.Array) -> jax.Array:
-  """What two channels (n, features, *taps) share, in magnitude, at all shifts together: (n, n)."""
-  full = [(n - 1, n - 1) for n in channels.shape[2:]]
-  inner = lax.conv_general_dilated(
-    channels, channels, (1,) * len(full), full, precision=lax.Precision.HIGHEST
-  )
+  """What two channels (n, features, *taps) share, in magnitude, at all shifts together: (n, n).
+
+  By one product of all taps with all others, and the sum of those at the same distance: as a
+  convolution, whose derivative is one of a large window, it took up to 25 times as long on a CPU.
+  """
+  n, features, *taps = channels.shape
+  flat = jnp.moveaxis(channels, 1, -1).reshape((-1, features))
+  inner = jnp.matmul(flat, flat.T, precision=lax.Precision.HIGHEST)
+  inner = inner.reshape((n, *taps, n, *taps))
+  for left in range(len(taps), 0, -1):  # the first axis of each, one after the other
+    inner = _by_distance(jnp.moveaxis(inner, (1, 2 + left), (-2, -1)))
   return jnp.sum(jnp.abs(inner), axis=range(2, inner.ndim))
+
+
+def _by_distance(x: jax.Array) -> jax.Array:
+  """Of the last two axes, both of length k, the sums at each of the 2k - 1 distances."""
+  k = x.shape[-1]
+  # Rows of a length of 2k, read as rows of 2k - 1, move by one from each to the next.
+  padded = jnp.pad(x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, k)])
+  rows = padded.reshape((*x.shape[:-2], 2 * k * k))[..., :-k]
+  return jnp.sum(rows.reshape((*x.shape[:-2], k, 2 * k - 1)), axis=-2)
 
 
 def _inverse_root(overlap: jax.Array) -> jax.Array:

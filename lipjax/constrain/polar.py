@@ -22,8 +22,6 @@ PolarMethod = Literal["newton_schulz", "bjorck"]
 _GROWTH = {"newton_schulz": (3.4445, -4.7750, 2.0315), "bjorck": (1.875, -1.25, 0.375)}
 #: Björck's steps also bring [0.68, 1.21], where the tuned ones end, to 1: the error cubes.
 _POLISH_STEPS = 5
-#: One brings what a solution of equations leaves, far less than that.
-_ROUNDING_STEPS = 1
 #: How far squares of singular values may be from 1 for these steps alone: 0.68² and 1.21².
 _NEAR = 0.46
 #: Decades by which a norm may exceed the radius and be clipped in one pass.
@@ -65,10 +63,9 @@ def polished(x: jax.Array) -> jax.Array:
 
   The derivative is theirs: what is orthonormal for all arguments is its own polar factor.
   """
-  found = lax.stop_gradient(x)
-  for _ in range(_ROUNDING_STEPS):
-    found = _odd_step(found, *_GROWTH["bjorck"])
-  return x + lax.stop_gradient(found - x)
+  # One step: its error is the cube of what a solution of equations leaves.
+  fixed = lax.stop_gradient(x)
+  return x + (_odd_step(fixed, *_GROWTH["bjorck"]) - fixed)
 
 
 def clip_by_svd(x: jax.Array, radius: jax.Array) -> jax.Array:

@@ -299,7 +299,7 @@ def test_stacks_and_large_matrices(tmp_path, capsys, monkeypatch):
   assert out.splitlines()[1].split("\t")[:4] == [
     "ScanBlock_0/kernel", "Dense((1,), (2,), (0,)) ×3", "3×4×4", "≈ 8"
   ]  # fmt: skip
-  assert "--certify bounds it from above" in err
+  assert "--certify bounds leaves from above" in err
   assert as_json(capsys, path, "--certify")["operators"][0]["upper"] >= 8
 
 
