@@ -1,5 +1,6 @@
 """A training that saves itself every step: ``killed_worker.py FOLDER DEVICES STEPS``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def start(devices):
 
 
 def main(folder, devices, n_steps):
+  os.environ.setdefault("NPROC", "16")  # threads for all devices' all-reduces
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", devices)
   tx, carry = start(devices)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 def start(process, count, port):
   """Joins `count` processes with four CPU devices in all; exits with 77 if that fails."""
+  os.environ.setdefault("NPROC", "16")  # threads for all devices' all-reduces
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 4 // count)
   jax.config.update("jax_enable_x64", os.environ.get("LIPJAX_TEST_X64", "0") == "1")
