@@ -162,7 +162,7 @@ def _progress(title: str, n_bytes: int) -> Iterator[Callable[[int], None]]:
 
 def _notes(rows: list[Row], chosen: Chosen) -> Iterator[str]:
   if any(row.upper is None for row in rows):
-    yield "≈: an estimate from below, near 1e-6; --certify bounds leaves from above too."
+    yield "≈: an estimate from below, near 1e-5; --certify bounds leaves from above too."
   if any(row.operator.startswith("ReshapedKernel") for row in rows):
     yield "ReshapedKernel: the flattened kernel's norm, NOT that of the convolution."
   if chosen.n_outside:

@@ -33,6 +33,8 @@ BATCH = 2**26
 #: A bound from above costs a dozen products of a matrix with itself: up to that many rows or
 #: columns it is computed unless it is asked for anyway.
 BOUNDED_UP_TO = 1024
+#: Of norms without an interval, whose errors are some 1e-5 then, the last digit that is printed.
+TOL = 1e-4
 
 
 class Row(NamedTuple):
@@ -166,7 +168,7 @@ def _measured(path: str, operator: LinearOperator, w: np.ndarray, has_bounds: bo
     bounds = lipjax.spectral_norm_bounds(tree, layout=layout)["w"]
     lower, upper = bounds.lower, np.ravel(bounds.upper)
   else:
-    lower, upper = lipjax.spectral_norms(tree, layout=layout)["w"], None
+    lower, upper = lipjax.spectral_norms(tree, layout=layout, tol=TOL)["w"], None
   ranks = np.ravel(stable_rank(operator, tree["w"], lower))
   frobenius, lower = np.ravel(lipjax.frobenius_norms(tree, layout=layout)["w"]), np.ravel(lower)
   at = functools.partial(at_largest, lower)

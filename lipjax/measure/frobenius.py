@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ def frobenius_norms(
   return {path: frobenius_norm(op, jnp.asarray(leaves[path])) for path, op in operators.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def frobenius_norm(operator: LinearOperator, w: jax.Array) -> jax.Array:
   """The l2 norm over the axes of one slice, differentiable at zero."""
   w = w.astype(triplet_dtype(w))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from lipjax.measure.norms import spectral_norms
 from lipjax.measure.scaling import nonzero
 from lipjax.measure.triplet import triplet_dtype
 from lipjax.operators.base import LinearOperator
+from lipjax.operators.dense import Dense
+from lipjax.operators.diagonal import Diagonal
 from lipjax.operators.layouts import Layout
 from lipjax.operators.paths import float_leaves
 from lipjax.operators.resolve import Overrides, resolve_operators
@@ -60,9 +63,12 @@ def stable_ranks(
   }
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def stable_rank(operator: LinearOperator, w: jax.Array, sigma: Any) -> jax.Array:
   """Of one operator, from its spectral norm."""
   w = w.astype(triplet_dtype(w))
-  ones = (jnp.ones(of(w.shape), w.dtype) for of in (operator.input_shape, operator.output_shape))
-  uses = operator.weight_gradient(w.shape, *ones)
-  return jnp.square(frobenius_norm(operator, w * jnp.sqrt(uses)) / nonzero(sigma))
+  if not isinstance(operator, Dense | Diagonal):
+    sides = operator.input_shape, operator.output_shape
+    uses = operator.weight_gradient(w.shape, *(jnp.ones(of(w.shape), w.dtype) for of in sides))
+    w = w * jnp.sqrt(uses)
+  return jnp.square(frobenius_norm(operator, w) / nonzero(sigma))
