@@ -1,0 +1,201 @@
+"""What ``transformer`` prints and writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from benchmarks.experiments import report
+from benchmarks.experiments.transformer_choose import MARGIN, Result, at_most
+from benchmarks.experiments.transformer_measure import (
+  CERTIFIED_LENGTH,
+  N_WINDOWS,
+  RADIUS,
+  Measured,
+)
+from benchmarks.experiments.transformer_methods import NONE, RATES, Method
+from benchmarks.experiments.transformer_runs import Found, Run
+from benchmarks.experiments.transformer_text import Text
+from lipjax.commands.demo_statistics import Estimate
+
+Results = Mapping[Method, Result]
+#: Of a chosen network: digits after the point, and what is above the column.
+COLUMNS = {
+  "test": (3, "test loss"),
+  "log_product": (1, "log10 of\nproduct"),
+  "log_upper": (1, "log10 of\nbound"),
+  "log_slope": (2, "log10 of\nslope"),
+}
+#: Of bounds that others are compared at: powers of ten beside that of the unconstrained network.
+POWERS = (0, -1, -2, -4)
+
+
+def tables(results: Results, found: Found) -> Group:
+  """Of the chosen networks, and of those up to a bound."""
+  return Group(_chosen_table(results), *(_limits_table(results, found, x) for x in RATES))
+
+
+def _chosen_table(results: Results) -> Table:
+  rows = {}
+  for method, one in results.items():
+    cells = [_cell(one.mean(name), digits) for name, (digits, _) in COLUMNS.items()]
+    ms = f"{1000 * one.mean('seconds').mean:.0f}"
+    chosen = f"{one.best.strength:g}", f"{one.best.rate:g}"
+    rows[method.name] = [*chosen, *cells, ms, survivors(one)]
+  headers = "strength", "rate", *(header for _, header in COLUMNS.values()), "ms a\nstep"
+  title = "Chosen by validation loss: mean ± standard error over seeds"
+  return report.table(title, (*headers, "rates that survive"), rows)
+
+
+def _limits_table(results: Results, found: Found, optimizer: str) -> Table:
+  limits, tests = at_limits(optimizer, found, results)
+  rows = {x: ["" if y is None else f"{y:.3f}" for y in some] for x, some in tests.items()}
+  headers = [f"bound up to\n{limit:.1e}" for limit in limits]
+  title = f"{optimizer}: test loss, rate and strength chosen by validation loss up to a bound"
+  return report.table(title, headers, rows)
+
+
+def at_limits(
+  optimizer: str, found: Found, results: Results
+) -> tuple[list[float], dict[str, list[float | None]]]:
+  """Bounds, and each constraint's test loss with the rate and strength that are best up to them.
+
+  The bounds are that of the chosen network without a constraint times `POWERS` of ten.
+  """
+  some = {m.constraint: x for m, x in results.items() if m.optimizer == optimizer}
+  limits = [10.0**power * some[NONE].seeds[0].upper for power in POWERS] if NONE in some else []
+  best = {x: [at_most(found, optimizer, x, limit) for limit in limits] for x in some}
+  return limits, {x: [None if y is None else y.test for y in ys] for x, ys in best.items()}
+
+
+def _cell(value: Estimate, digits: int) -> str:
+  """A mean, with its standard error where there are several seeds."""
+  return report.cell(value, digits) if math.isfinite(value.error) else f"{value.mean:.{digits}f}"
+
+
+def survivors(one: Result) -> str:
+  """From the smallest to the largest rate that survives, with signs where the grid ends."""
+  first, last = one.surviving[0], one.surviving[-1]
+  low, high = ("≤" if first == one.rates[0] else ""), ("≥" if last == one.rates[-1] else "")
+  return f"{low}{first.rate:g} to {high}{last.rate:g}"
+
+
+def findings(found: Found, results: Results) -> list[str]:
+  """Sentences no stronger than the numbers."""
+  sentences = []
+  for optimizer in RATES:
+    some = {m.constraint: x for m, x in results.items() if m.optimizer == optimizer}
+    if NONE in some:
+      sentences += [
+        _of_losses(optimizer, some),
+        _at_equal_bound(optimizer, found, results),
+        _of_rates(optimizer, some),
+      ]
+  return sentences
+
+
+def _of_losses(optimizer: str, some: Mapping[str, Result]) -> str:
+  means = {name: one.mean("test") for name, one in some.items() if len(one.seeds) > 1}
+  base = means.pop(NONE, None)
+  parts = (
+    [report.comparison(name, x, base, 3) for name, x in means.items()] if base else ["no seeds"]
+  )
+  return f"{optimizer}, test loss minus that without a constraint: {', '.join(parts)}."
+
+
+def _at_equal_bound(optimizer: str, found: Found, results: Results) -> str:
+  parts = []
+  limits, tests = at_limits(optimizer, found, results)
+  for i, limit in enumerate(limits):
+    there = {name: some[i] for name, some in tests.items() if some[i] is not None}
+    first = min(there, key=there.__getitem__, default="none")
+    loss = f" {there[first]:.3f}" if there else ""
+    missing = ", ".join(name for name in tests if name not in there)
+    without = f" (none with {missing})" if missing else ""
+    parts.append(f"up to {limit:.1e} {first}{loss}{without}")
+  return f"{optimizer}, lowest test loss by the bound: {'; '.join(parts)}."
+
+
+def _of_rates(optimizer: str, some: Mapping[str, Result]) -> str:
+  parts = (f"{name} {len(x.surviving)} of {len(x.rates)}" for name, x in some.items())
+  return f"{optimizer}, rates within {MARGIN:g} nats of the method's best: {', '.join(parts)}."
+
+
+def notes(settings: Mapping[str, Any], text: Text, found: Found, results: Results) -> list[str]:
+  """What the numbers are and are not."""
+  sizes = ", ".join(f"{name} {settings[name]}" for name in ("layers", "width", "heads", "length"))
+  sizes += f", {settings['parameters'] / 1e6:.2f} million parameters"
+  n_read = settings["steps"] * settings["batch"] * settings["length"]
+  first = sum(run.seed == 0 for run in found)
+  return [
+    f"Characters of pydoc_data.topics, each paragraph once: {len(text.train)} to train on,"
+    f" {len(text.validation)} for validation, {len(text.test)} for testing, contiguous parts;"
+    f" {settings['characters']} different ones. Losses are of {N_WINDOWS} windows, in nats a"
+    " character.",
+    f"A transformer ({sizes}), normalization by root mean squares without a scale, no biases;"
+    f" {settings['steps']} steps of {settings['batch']} windows,"
+    f" {n_read / len(text.train):.2f} of the training text: training has barely begun, and what"
+    " differs is mostly how fast it goes.",
+    f"Learning rates {_grid(results, 'rates')}; they rise for a tenth of the steps and fall along"
+    f" a cosine. Strengths {_grid(results, 'strengths')}. {first} runs of the first seed."
+    " Rate and strength are chosen by validation loss, first seed. At an end of its grid:"
+    f" {_at_the_edge(results)}.",
+    "Decay, ball and sphere hold all matrices but the tables of characters and positions. Balls"
+    " and spheres are of spectral norms √(outputs/inputs) times the strength. Muon leaves tables"
+    " and head to Adam, at a tenth of its rate.",
+    "Product: of certified upper bounds of the norms of these matrices. Bound: of the last logits"
+    f" of {CERTIFIED_LENGTH} characters in their embeddings, in units of their root mean square"
+    f" length, on a ball of {RADIUS:g} of these; slope: the Jacobian's norm at its center. One"
+    " window.",
+    f"A rate survives if, at the method's best strength, its validation loss is at most"
+    f" {MARGIN:g} above the method's best; ≤ and ≥ where the rates that were tried end. Rates are"
+    " a factor of 4 apart.",
+  ]
+
+
+def _grid(results: Results, name: str) -> str:
+  grids = {}
+  for method in results:
+    of = method.optimizer if name == "rates" else method.name
+    grids[of] = getattr(method, name)
+  shown = {of: ", ".join(f"{x:g}" for x in grid) for of, grid in grids.items() if grid != (0.0,)}
+  return "; ".join(f"{of}: {grid}" for of, grid in shown.items())
+
+
+def _at_the_edge(results: Results) -> str:
+  parts = []
+  for method, one in results.items():
+    for what, grid in (("rate", method.rates), ("strength", method.strengths)):
+      value = getattr(one.best, what)
+      if len(grid) > 1 and value in (grid[0], grid[-1]):
+        parts.append(f"{method.name}: {what} {value:g}")
+  return "; ".join(parts) or "none"
+
+
+def contents(settings: Mapping[str, Any], found: Found, results: Results) -> dict[str, Any]:
+  """What is written, beside texts."""
+  methods = [
+    {
+      **method._asdict(),
+      "name": method.name,
+      "chosen": one.best._asdict(),
+      "mean_and_standard_error": {name: one.mean(name) for name in (*COLUMNS, "seconds")},
+      "curve": [_flat(run, found[run]) for run in one.curve],
+      "surviving_rates": [run.rate for run in one.surviving],
+      "survivors": survivors(one),
+    }
+    for method, one in results.items()
+  ]
+  limits = {}
+  for optimizer in RATES:
+    bounds, tests = at_limits(optimizer, found, results)
+    limits[optimizer] = {"bounds": bounds, "test": tests}
+  return {"settings": settings, "margin": MARGIN, "methods": methods, "at_most": limits}
+
+
+def _flat(run: Run, measured: Measured) -> dict[str, Any]:
+  return {**run._asdict(), **measured._asdict()}
