@@ -34,7 +34,6 @@ GANS = {"sliced_distance": "sliced W₁", "product_of_sigma": "product of σ"}
 TRANSFORMERS = {
   "test": (3, "test loss"),
   "log_product": (1, "log₁₀ product of σ"),
-  "log_upper": (1, "log₁₀ bound"),
   "log_slope": (2, "log₁₀ slope"),
 }
 
@@ -173,7 +172,7 @@ def certified() -> str:
 
 
 def transformer() -> str:
-  """Of the chosen transformers of each optimizer and constraint: loss, bounds, rates."""
+  """Of the chosen transformers of each optimizer and constraint: loss, norms, rates."""
   rows = []
   for method in _transformer()["methods"]:
     found, chosen = method["mean_and_standard_error"], method["chosen"]
@@ -185,15 +184,15 @@ def transformer() -> str:
 
 
 def transformer_at_most() -> str:
-  """Test losses of the best transformers up to a bound."""
+  """Test losses of the best transformers up to a product of norms."""
   tables = []
   for optimizer, found in _transformer()["at_most"].items():
     rows = [
       [name, *("–" if x is None else f"{x:.3f}" for x in tests)]
       for name, tests in found["test"].items()
     ]
-    bounds = (f"up to {bound:.1e}" for bound in found["bounds"])
-    tables.append(markdown_table((f"{optimizer}, bound", *bounds), rows))
+    limits = (f"up to 10^{limit:.1f}" for limit in found["log_products"])
+    tables.append(markdown_table((optimizer, *limits), rows))
   return "\n".join(tables)
 
 

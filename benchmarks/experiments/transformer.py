@@ -1,20 +1,31 @@
-"""Transformers of characters: loss beside certified norms and bounds, and rates that survive."""
+"""Transformers of characters: loss beside certified norms, and learning rates that survive."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.experiments import options, report, transformer_text
-from benchmarks.experiments.transformer_choose import result, to_try
+from benchmarks.experiments.transformer_choose import (
+  result,
+  with_middle_rates,
+  with_other_rates,
+  with_other_seeds,
+)
 from benchmarks.experiments.transformer_figure import draw_figure
-from benchmarks.experiments.transformer_measure import Measured, certified, log_product, losses
-from benchmarks.experiments.transformer_methods import Method, methods
+from benchmarks.experiments.transformer_measure import Measured, log_product, log_slope, losses
+from benchmarks.experiments.transformer_methods import (
+  ADAMW,
+  MUON,
+  NONE,
+  SPHERE,
+  WEIGHT,
+  methods,
+)
 from benchmarks.experiments.transformer_network import Transformer, n_parameters
 from benchmarks.experiments.transformer_report import contents, findings, notes, tables
 from benchmarks.experiments.transformer_runs import DIVERGED, Run, RunsFile
@@ -22,11 +33,13 @@ from benchmarks.experiments.transformer_text import Text
 from benchmarks.experiments.transformer_train import Choice, Program, train
 from lipjax.commands.demo import at_least
 
-FULL = options.Budget(seeds=2, steps=150)
+FULL = options.Budget(seeds=2, steps=90)
 QUICK = options.Budget(seeds=2, steps=5)
 #: Windows of a step, and of a quick run's.
 BATCH, QUICK_BATCH = 8, 2
 SIZES = {"length": 64, "width": 192, "heads": 4, "layers": 4}
+#: A program that follows norms takes some ten seconds to compile.
+QUICK_METHODS = (ADAMW, NONE), (ADAMW, WEIGHT), (MUON, NONE), (MUON, SPHERE)
 QUICK_SIZES = {"length": 16, "width": 16, "heads": 2, "layers": 2}
 
 
@@ -50,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Trains what is not in the file yet, chooses, prints and writes."""
   text, budget = transformer_text.load(), options.budget(args, full=FULL, quick=QUICK)
-  ways = [method.at_most(1) for method in methods()] if args.quick else methods()
+  ways = methods()
+  if args.quick:
+    ways = [way.at_most(1) for way in ways if way[:2] in QUICK_METHODS]
   sizes = QUICK_SIZES if args.quick else SIZES
   batch = QUICK_BATCH if args.quick else BATCH
   network = Transformer(len(text.characters), **sizes)
@@ -59,8 +74,12 @@ def run(args: argparse.Namespace) -> None:
   until = time.monotonic() + 60 * (np.inf if args.minutes is None else args.minutes)
   found = file.read()
   with report.progress() as bar:
-    for title, runs in (("first seed", to_try(ways)), ("chosen, other seeds", None)):
-      some = _other_seeds(found, ways, budget.seeds) if runs is None else runs
+    for title, runs_of in (
+      ("middle rates, all strengths", with_middle_rates),
+      ("other rates, best strength", with_other_rates),
+      ("chosen, other seeds", functools.partial(with_other_seeds, seeds=budget.seeds)),
+    ):
+      some = runs_of(found, ways)
       progress = bar.add_task(title, total=len(some), completed=sum(x in found for x in some))
       for one in some:
         if one not in found and time.monotonic() < until:
@@ -76,17 +95,10 @@ def run(args: argparse.Namespace) -> None:
   report.write(args.out, "transformer", draw_figure(found, results), written)
 
 
-def _other_seeds(found: dict[Run, Measured], ways: Iterable[Method], seeds: int) -> list[Run]:
-  best = [x.best for method in ways if (x := result(found, method))]
-  return [run._replace(seed=seed) for seed in range(1, seeds) for run in best]
-
-
 def _measured(network: Transformer, run: Run, batch: int, n_steps: int, text: Text) -> Measured:
   program = Program(network, run.optimizer, run.constraint, batch, n_steps)
   trained = train(program, Choice(run.rate, run.strength, run.seed), text.train)
   validation, test = losses(network, trained.params, text)
-  bounds: Any = (DIVERGED,) * 3
-  if np.isfinite(validation):
-    bounds = log_product(trained.params), *certified(network, trained.params, text)
-  numbers = trained.loss, validation, test, *bounds, trained.seconds
+  norms = log_product(trained.params), log_slope(network, trained.params, text)
+  numbers = trained.loss, validation, test, *norms, trained.seconds
   return Measured(*(x if np.isfinite(x) else DIVERGED for x in numbers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +39,34 @@ class Result(NamedTuple):
     return estimate(values) if len(values) > 1 else Estimate(float(values[0]), float("nan"))
 
 
-def to_try(methods: Iterable[Method]) -> list[Run]:
-  """Every rate and strength with the first seed; the rates in the middle first."""
-  runs = [
-    ((abs(i - len(m.rates) // 2), j), Run(m.optimizer, m.constraint, strength, rate, 0))
-    for m in methods
-    for i, rate in enumerate(m.rates)
-    for j, strength in enumerate(m.strengths)
+def with_middle_rates(found: Found, methods: Sequence[Method]) -> list[Run]:
+  """Every strength with the rates in the middle, first seed."""
+  del found
+  n_strengths = max(len(method.strengths) for method in methods)
+  return [
+    Run(*method[:2], method.strengths[j], rate, 0)
+    for j in range(n_strengths)
+    for method in methods
+    for rate in method.rates[1:-1] or method.rates
+    if j < len(method.strengths)
   ]
-  return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
+
+
+def with_other_rates(found: Found, methods: Sequence[Method]) -> list[Run]:
+  """The best strength of those with the other rates, first seed."""
+  return [
+    x.best._replace(rate=rate) for method, x in _results(found, methods) for rate in method.rates
+  ]
+
+
+def with_other_seeds(found: Found, methods: Sequence[Method], seeds: int) -> list[Run]:
+  """The best rate and strength with the others of so many seeds."""
+  best = [x.best for _, x in _results(found, methods)]
+  return [run._replace(seed=seed) for seed in range(1, seeds) for run in best]
+
+
+def _results(found: Found, methods: Sequence[Method]) -> list[tuple[Method, Result]]:
+  return [(method, x) for method in methods if (x := result(found, method))]
 
 
 def result(found: Found, method: Method) -> Result | None:
@@ -65,10 +84,13 @@ def result(found: Found, method: Method) -> Result | None:
 
 
 def at_most(found: Found, optimizer: str, constraint: str, limit: float) -> Measured | None:
-  """Of the first seed's runs with a bound up to a limit, that with the lowest validation loss."""
+  """Of the first seed's runs with a product up to a limit, that with the lowest validation loss.
+
+  The limit is to base 10.
+  """
   some = [
     x
     for run, x in found.items()
-    if run[:2] == (optimizer, constraint) and run.seed == 0 and x.upper <= limit
+    if run[:2] == (optimizer, constraint) and run.seed == 0 and x.log_product <= limit
   ]
   return min(some, key=lambda x: x.validation, default=None)

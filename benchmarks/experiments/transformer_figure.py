@@ -31,25 +31,26 @@ SHOWN = 1.5
 
 def draw_figure(found: Found, results: Mapping[Method, Result]) -> Any:
   figure, axes = report.new_figure(3, len(RATES))
-  for optimizer, (bounds, products, rates) in zip(RATES, axes.reshape(-1, 3), strict=True):
+  for optimizer, (products, slopes, rates) in zip(RATES, axes.reshape(-1, 3), strict=True):
     some = {m: x for m, x in results.items() if m.optimizer == optimizer}
     for method, one in some.items():
       color, marker = STYLES[method.constraint]
       look = {"color": color, "marker": marker, "ms": 6, "lw": 1.5, "label": method.constraint}
       best = [found[run] for run in one.curve]
-      bounds.plot([x.upper for x in best], [x.test for x in best], **look)
-      products.plot([x.log_product for x in best], [x.test for x in best], **look)
+      tests = [x.test for x in best]
+      products.plot([x.log_product for x in best], tests, **look)
+      slopes.plot([x.log_slope for x in best], tests, **look)
       rates.plot(
         [run.rate for run in one.rates], [found[run].validation for run in one.rates], **look
       )
-    bounds.set(title=f"{optimizer}: each strength at its best rate", ylabel="test loss (nats)")
-    bounds.set(xlabel="certified bound on a ball", xscale="log")
-    products.set(xlabel="log10 of the certified product of norms", ylabel="test loss (nats)")
-    products.set(title=f"{optimizer}: the same networks")
+    products.set(title=f"{optimizer}: each strength at its best rate", ylabel="test loss (nats)")
+    products.set(xlabel="log10 of the certified product of norms")
+    slopes.set(title=f"{optimizer}: the same networks", ylabel="test loss (nats)")
+    slopes.set(xlabel="log10 of the steepest slope found")
     rates.set(title=f"{optimizer}: rates at the best strength", ylabel="validation loss (nats)")
     rates.set(xlabel="learning rate", xscale="log")
     lowest = min((x.validation for x in found.values()), default=0.0)
-    for one in (bounds, products, rates):
+    for one in (products, slopes, rates):
       if np.isfinite(lowest):
         one.set_ylim(lowest - 0.1, lowest + SHOWN)
       report.legend_below(one)

@@ -12,9 +12,9 @@ from rich.table import Table
 from benchmarks.experiments import report
 from benchmarks.experiments.transformer_choose import MARGIN, Result, at_most
 from benchmarks.experiments.transformer_measure import (
-  CERTIFIED_LENGTH,
+  N_SLOPES,
   N_WINDOWS,
-  RADIUS,
+  SLOPE_LENGTH,
   Measured,
 )
 from benchmarks.experiments.transformer_methods import NONE, RATES, Method
@@ -27,15 +27,14 @@ Results = Mapping[Method, Result]
 COLUMNS = {
   "test": (3, "test loss"),
   "log_product": (1, "log10 of\nproduct"),
-  "log_upper": (1, "log10 of\nbound"),
   "log_slope": (2, "log10 of\nslope"),
 }
-#: Of bounds that others are compared at: powers of ten beside that of the unconstrained network.
-POWERS = (0, -1, -2, -4)
+#: Of products that others are compared at: powers of ten beside that of the unconstrained network.
+POWERS = (0, -2, -4, -8)
 
 
 def tables(results: Results, found: Found) -> Group:
-  """Of the chosen networks, and of those up to a bound."""
+  """Of the chosen networks, and of those up to a product."""
   return Group(_chosen_table(results), *(_limits_table(results, found, x) for x in RATES))
 
 
@@ -54,20 +53,20 @@ def _chosen_table(results: Results) -> Table:
 def _limits_table(results: Results, found: Found, optimizer: str) -> Table:
   limits, tests = at_limits(optimizer, found, results)
   rows = {x: ["" if y is None else f"{y:.3f}" for y in some] for x, some in tests.items()}
-  headers = [f"bound up to\n{limit:.1e}" for limit in limits]
-  title = f"{optimizer}: test loss, rate and strength chosen by validation loss up to a bound"
+  headers = [f"up to\n10^{limit:.1f}" for limit in limits]
+  title = f"{optimizer}: test loss, chosen by validation loss among products of norms up to"
   return report.table(title, headers, rows)
 
 
 def at_limits(
   optimizer: str, found: Found, results: Results
 ) -> tuple[list[float], dict[str, list[float | None]]]:
-  """Bounds, and each constraint's test loss with the rate and strength that are best up to them.
+  """Log10 of products, and each constraint's test loss with the best rate and strength up to them.
 
-  The bounds are that of the chosen network without a constraint times `POWERS` of ten.
+  The products are that of the chosen network without a constraint times `POWERS` of ten.
   """
   some = {m.constraint: x for m, x in results.items() if m.optimizer == optimizer}
-  limits = [10.0**power * some[NONE].seeds[0].upper for power in POWERS] if NONE in some else []
+  limits = [some[NONE].seeds[0].log_product + power for power in POWERS] if NONE in some else []
   best = {x: [at_most(found, optimizer, x, limit) for limit in limits] for x in some}
   return limits, {x: [None if y is None else y.test for y in ys] for x, ys in best.items()}
 
@@ -92,7 +91,7 @@ def findings(found: Found, results: Results) -> list[str]:
     if NONE in some:
       sentences += [
         _of_losses(optimizer, some),
-        _at_equal_bound(optimizer, found, results),
+        _at_equal_norms(optimizer, found, results),
         _of_rates(optimizer, some),
       ]
   return sentences
@@ -107,7 +106,7 @@ def _of_losses(optimizer: str, some: Mapping[str, Result]) -> str:
   return f"{optimizer}, test loss minus that without a constraint: {', '.join(parts)}."
 
 
-def _at_equal_bound(optimizer: str, found: Found, results: Results) -> str:
+def _at_equal_norms(optimizer: str, found: Found, results: Results) -> str:
   parts = []
   limits, tests = at_limits(optimizer, found, results)
   for i, limit in enumerate(limits):
@@ -116,8 +115,8 @@ def _at_equal_bound(optimizer: str, found: Found, results: Results) -> str:
     loss = f" {there[first]:.3f}" if there else ""
     missing = ", ".join(name for name in tests if name not in there)
     without = f" (none with {missing})" if missing else ""
-    parts.append(f"up to {limit:.1e} {first}{loss}{without}")
-  return f"{optimizer}, lowest test loss by the bound: {'; '.join(parts)}."
+    parts.append(f"up to 10^{limit:.1f} {first}{loss}{without}")
+  return f"{optimizer}, lowest test loss by the product of norms: {'; '.join(parts)}."
 
 
 def _of_rates(optimizer: str, some: Mapping[str, Result]) -> str:
@@ -142,15 +141,18 @@ def notes(settings: Mapping[str, Any], text: Text, found: Found, results: Result
     " differs is mostly how fast it goes.",
     f"Learning rates {_grid(results, 'rates')}; they rise for a tenth of the steps and fall along"
     f" a cosine. Strengths {_grid(results, 'strengths')}. {first} runs of the first seed."
-    " Rate and strength are chosen by validation loss, first seed. At an end of its grid:"
+    " The rates in the middle are tried with all strengths, the others with the strength that is"
+    " best there; then rate and strength are chosen by validation loss, first seed. At an end of"
+    " its grid:"
     f" {_at_the_edge(results)}.",
     "Decay, ball and sphere hold all matrices but the tables of characters and positions. Balls"
     " and spheres are of spectral norms √(outputs/inputs) times the strength. Muon leaves tables"
     " and head to Adam, at a tenth of its rate.",
-    "Product: of certified upper bounds of the norms of these matrices. Bound: of the last logits"
-    f" of {CERTIFIED_LENGTH} characters in their embeddings, in units of their root mean square"
-    f" length, on a ball of {RADIUS:g} of these; slope: the Jacobian's norm at its center. One"
-    " window.",
+    "Product: of certified upper bounds of the norms of these matrices; it is compared between"
+    " networks, and bounds none of them, as attention and normalization have no Lipschitz constant"
+    f" on all inputs. Slope: the largest norm of the Jacobian of the last logits of {SLOPE_LENGTH}"
+    " characters in their embeddings, in units of these embeddings' root mean square length, at"
+    f" {N_SLOPES} windows.",
     f"A rate survives if, at the method's best strength, its validation loss is at most"
     f" {MARGIN:g} above the method's best; ≤ and ≥ where the rates that were tried end. Rates are"
     " a factor of 4 apart.",
@@ -193,7 +195,7 @@ def contents(settings: Mapping[str, Any], found: Found, results: Results) -> dic
   limits = {}
   for optimizer in RATES:
     bounds, tests = at_limits(optimizer, found, results)
-    limits[optimizer] = {"bounds": bounds, "test": tests}
+    limits[optimizer] = {"log_products": bounds, "test": tests}
   return {"settings": settings, "margin": MARGIN, "methods": methods, "at_most": limits}
 
 
