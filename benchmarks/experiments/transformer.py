@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.experiments import options, report, transformer_text
 from benchmarks.experiments.transformer_choose import (
   result,
+  with_best_rates,
   with_middle_rates,
   with_other_rates,
   with_other_seeds,
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     for title, runs_of in (
       ("middle rates, all strengths", with_middle_rates),
       ("other rates, best strength", with_other_rates),
+      ("best rates, all strengths", with_best_rates),
+      ("other rates, new best strength", with_other_rates),
       ("chosen, other seeds", functools.partial(with_other_seeds, seeds=budget.seeds)),
     ):
       some = runs_of(found, ways)

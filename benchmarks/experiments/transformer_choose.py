@@ -59,6 +59,18 @@ def with_other_rates(found: Found, methods: Sequence[Method]) -> list[Run]:
   ]
 
 
+def with_best_rates(found: Found, methods: Sequence[Method]) -> list[Run]:
+  """Every strength with the rates that are best for some method of the same optimizer."""
+  best = {(x.best.optimizer, x.best.rate) for _, x in _results(found, methods)}
+  return [
+    Run(*method[:2], strength, rate, 0)
+    for method in methods
+    for strength in method.strengths
+    for rate in method.rates
+    if (method.optimizer, rate) in best
+  ]
+
+
 def with_other_seeds(found: Found, methods: Sequence[Method], seeds: int) -> list[Run]:
   """The best rate and strength with the others of so many seeds."""
   best = [x.best for _, x in _results(found, methods)]

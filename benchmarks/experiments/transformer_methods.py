@@ -19,11 +19,11 @@ RATES = {ADAMW: (0.00025, 0.001, 0.004, 0.016), MUON: (0.0025, 0.01, 0.04, 0.16)
 ADAM_IN_MUON = 0.1
 #: Muon's are a tenth, so that rates times strengths are the same.
 DECAYS = {
-  ADAMW: {WEIGHT: (1.0, 4.0, 16.0), SPECTRAL: (4.0, 16.0, 64.0)},
-  MUON: {WEIGHT: (0.1, 0.4, 1.6), SPECTRAL: (0.4, 1.6, 6.4)},
+  ADAMW: {WEIGHT: (1.0, 8.0, 32.0), SPECTRAL: (4.0, 32.0, 128.0)},
+  MUON: {WEIGHT: (0.1, 0.8, 3.2), SPECTRAL: (0.4, 3.2, 12.8)},
 }
 #: c of `lipjax.PerOperator`. Initial matrices are between 1.5 and 3 of it.
-RADII = (0.5, 1.0, 2.0)
+RADII = (1.0, 2.0, 4.0)
 
 
 class Method(NamedTuple):
