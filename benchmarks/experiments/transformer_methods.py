@@ -65,8 +65,8 @@ def transformation(
 ) -> optax.GradientTransformationExtraArgs:
   """Decays stand after the direction and before the learning rate; what keeps norms is last.
 
-  A cap is `lipjax.keep_params_in_spectral_ball` by its default, which scales: a step with
-  `lipjax.add_clip_decay`, which needs an SVD of every matrix, takes several times as long.
+  The cap is `lipjax.keep_params_in_spectral_ball` by its default, which scales: on slow updates of
+  these matrices it takes 7 ms of one core, and `lipjax.add_clip_decay`, by an SVD of each, 170 ms.
   """
   decays = {
     WEIGHT: functools.partial(optax.add_decayed_weights, mask=_not_tables),

@@ -120,7 +120,7 @@ def _at_equal_norms(optimizer: str, found: Found, results: Results) -> str:
     first = min(there, key=there.__getitem__, default="none")
     loss = f" {there[first]:.3f}" if there else ""
     missing = ", ".join(name for name in tests if name not in there)
-    without = f" (none with {missing})" if missing else ""
+    without = f" (no network there: {missing})" if missing else ""
     parts.append(f"up to 10^{limit:.1f} {first}{loss}{without}")
   return f"{optimizer}, lowest test loss by the product of norms: {'; '.join(parts)}."
 
