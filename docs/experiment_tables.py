@@ -15,6 +15,8 @@ from lipjax.commands.demo_statistics import estimate
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "experiments"
 #: Runs of an experiment, by what is printed of them.
 RUNS = {"digits": RESULTS, "CIFAR-10": RESULTS / "cifar10"}
+#: Of experiments with data of their own.
+TITLES = {"wasserstein": "Spheres", "transformer": "Text"}
 #: Until then lipjax followed norms by one vector.
 SUBSPACE_SINCE = "2026-11-28"
 #: Columns of the tables of ``claims``: names of the measures in the files, and on the page.
@@ -28,6 +30,12 @@ CRITICS = {
   "product_of_sigma": "product of σ",
 }
 GANS = {"sliced_distance": "sliced W₁", "product_of_sigma": "product of σ"}
+#: Columns of the table of ``transformer``: digits after the point, and names on the page.
+TRANSFORMERS = {
+  "test": (3, "test loss"),
+  "log_product": (1, "log₁₀ product of σ"),
+  "log_slope": (2, "log₁₀ slope"),
+}
 
 
 def runs(name: str) -> dict[str, dict[str, Any]]:
@@ -41,7 +49,7 @@ def machine(name: str) -> str:
   lines = []
   for data, run in runs(name).items():
     x = run["environment"]
-    title = data if name != "wasserstein" else "Spheres"
+    title = TITLES.get(name, data)
     older = ", as lipjax still followed one vector" if x["date"] < SUBSPACE_SINCE else ""
     lines.append(
       f"{title}: {x['date']}, {x['processor']}, {x['cores']} cores, JAX {x['jax']},"
@@ -161,6 +169,35 @@ def certified() -> str:
     ]
     tables.append(markdown_table(("", "clean", *names), rows))
   return "\n".join(tables) or "No run of it is kept yet.\n"
+
+
+def transformer() -> str:
+  """Of the chosen transformers of each optimizer and constraint: loss, norms, rates."""
+  rows = []
+  for method in _transformer()["methods"]:
+    found, chosen = method["mean_and_standard_error"], method["chosen"]
+    setting = f"{chosen['strength']:g}, {chosen['rate']:g}"
+    cells = (_estimate(found[key], digits) for key, (digits, _) in TRANSFORMERS.items())
+    rows.append([method["name"], setting, *cells, method["survivors"]])
+  names = (name for _, name in TRANSFORMERS.values())
+  return markdown_table(("", "strength, rate", *names, "rates that survive"), rows)
+
+
+def transformer_at_most() -> str:
+  """Test losses of the best transformers up to a product of norms."""
+  tables = []
+  for optimizer, found in _transformer()["at_most"].items():
+    rows = [
+      [name, *("–" if x is None else f"{x:.3f}" for x in tests)]
+      for name, tests in found["test"].items()
+    ]
+    limits = (f"up to 10^{limit:.1f}" for limit in found["log_products"])
+    tables.append(markdown_table((optimizer, *limits), rows))
+  return "\n".join(tables)
+
+
+def _transformer() -> dict[str, Any]:
+  return runs("transformer")["digits"]
 
 
 def _in_turn(method: Mapping[str, Any]) -> list[list[float]]:

@@ -87,6 +87,23 @@ def test_claims_quick(tmp_path, capsys):
   assert "is more accurate than none, L2, adversarial is" in out.replace("\n", " ")
 
 
+@pytest.mark.slow
+def test_transformer_quick(tmp_path, capsys):
+  numbers = run_quick(tmp_path, "transformer")
+  assert len(numbers["methods"]) == 4
+  for method in numbers["methods"]:
+    (best,) = method["curve"]
+    assert {x: best[x] for x in method["chosen"]} == method["chosen"]
+    assert np.isfinite([best["log_product"], best["log_slope"]]).all()
+    assert method["surviving_rates"] == method["rates"] == [best["rate"]]
+  runs = tmp_path / "transformer_runs.jsonl"
+  before = runs.read_text()
+  assert len(before.splitlines()) == 2 * len(numbers["methods"])
+  run_quick(tmp_path, "transformer")
+  assert runs.read_text() == before
+  assert "rates within 0.2 nats" in capsys.readouterr().out
+
+
 def test_critics_are_timed_against_the_first():
   methods = load("wasserstein_methods")
   rows = load("wasserstein_measure").milliseconds(
@@ -234,3 +251,75 @@ def test_a_claim_is_shown_only_where_every_difference_is_more_than_noise():
   assert say(a=near).endswith("is not shown: by more than noise it is so against 0 of 1.")
   highest = findings._highest(task, "test", {"ours": ours, "far": far, "near": near})
   assert highest.endswith("with ours; within noise of it: near.")
+
+
+def test_parts_of_the_text_share_no_paragraph_and_windows_are_of_one_part():
+  text = load("transformer_text").load()
+  as_words = lambda part: "".join(text.characters[i] for i in part)
+  parts = [as_words(part).split("\n\n") for part in text[:3]]
+  # What is cut at an end is no paragraph.
+  whole = [set(paragraphs[1:-1]) for paragraphs in parts]
+  assert not whole[0] & whole[1]
+  assert not (whole[0] | whole[1]) & whole[2]
+  found = load("transformer_text").windows(text.test, 5, 7)
+  assert found.shape == (5, 7)
+  np.testing.assert_array_equal(found[-1], text.test[-7:])
+
+
+def transformer_measured(**values):
+  of = load("transformer_measure").Measured
+  return of(**dict.fromkeys(of._fields, 1.0) | values)
+
+
+def test_runs_are_kept_with_their_settings_and_without_infinities(tmp_path):
+  runs = load("transformer_runs")
+  file = runs.RunsFile(tmp_path / "runs.jsonl", {"steps": 5})
+  assert file.read() == {}
+  run = runs.Run("Muon", "ball", 0.5, 0.01, 0)
+  measured = transformer_measured(validation=float("inf"))
+  file.add(run, measured)
+  assert "Infinity" not in file.path.read_text()
+  assert file.read() == {run: measured}
+  assert runs.RunsFile(file.path, {"steps": 6}).read() == {}
+
+
+def test_rates_survive_within_the_margin_at_the_best_strength():
+  choose, runs = load("transformer_choose"), load("transformer_runs")
+  method = load("transformer_methods").Method("Muon", "ball", (1.0, 2.0), (0.1, 0.4, 1.6))
+  assert [run.rate for run in choose.with_middle_rates({}, [method])] == [0.4, 0.4]
+  losses = {(1.0, 0.1): 2.15, (1.0, 0.4): 2.0, (1.0, 1.6): np.inf, (2.0, 0.1): 2.1}
+  found = {
+    runs.Run("Muon", "ball", strength, rate, 0): transformer_measured(
+      validation=x, log_product=strength
+    )
+    for (strength, rate), x in losses.items()
+  }
+  other_seed = runs.Run("Muon", "ball", 1.0, 0.4, 1)
+  one = choose.result(found | {other_seed: transformer_measured(validation=1.5)}, method)
+  assert one.best == other_seed._replace(seed=0)
+  assert [x.validation for x in one.seeds] == [2.0, 1.5]
+  assert [(run.strength, run.rate) for run in one.curve] == [(1.0, 0.4), (2.0, 0.1)]
+  assert [run.rate for run in one.surviving] == [0.1, 0.4]
+  assert choose.at_most(found, "Muon", "ball", 2.0).validation == 2.0
+  assert choose.at_most(found, "Muon", "ball", 0.5) is None
+  assert choose.result({}, method) is None
+  assert [run[2:] for run in choose.with_other_rates(found, [method])] == [
+    (1.0, 0.1, 0), (1.0, 0.4, 0), (1.0, 1.6, 0)
+  ]  # fmt: skip
+  assert choose.with_other_seeds(found, [method], 2) == [other_seed]
+
+
+def test_what_holds_norms_holds_all_matrices_but_the_tables():
+  methods, network = load("transformer_methods"), load("transformer_network")
+  small = network.Transformer(11, length=6, width=8, heads=2, layers=1)
+  window = jnp.zeros((1, 6), int)
+  params = small.init(jax.random.key(0), window)["params"]
+  slopes = jax.grad(lambda params: network.loss(small, params, window))(params)
+  for optimizer in methods.RATES:
+    tx = methods.transformation(optimizer, methods.SPHERE, params, 0.5, lambda count: 0.01)
+    updates, _ = tx.update(slopes, tx.init(params), params)
+    after = jax.tree.map(jnp.add, params, updates)
+    norms = lipjax.spectral_norms(after, layout_overrides=network.NOT_TABLES)
+    assert len(norms) == 7
+    assert norms["head/kernel"] == pytest.approx(0.5 * np.sqrt(11 / 8), rel=0.02)
+    assert norms["blocks_0/down/kernel"] == pytest.approx(0.25, rel=0.02)
