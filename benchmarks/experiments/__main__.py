@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.experiments import certified, claims, supervised, wasserstein, wgan
+from benchmarks.experiments import certified, claims, plasticity, supervised, wasserstein, wgan
 
 #: Each has `add_arguments(parser)` and `run(args)`; its docstring is the help.
 EXPERIMENTS = {
   "wasserstein": wasserstein, "supervised": supervised, "wgan": wgan, "certified": certified,
-  "claims": claims,
+  "claims": claims, "plasticity": plasticity,
 }  # fmt: skip
 
 
