@@ -16,7 +16,7 @@ from lipjax.commands.demo_statistics import Estimate, estimate
 
 #: Of Adam.
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-#: Strengths that are tried at most.
+#: Strengths that are tried at most, a factor of ten apart, before those around the best.
 MOST = 7
 #: Of the sequences that are chosen on, so that none of them is reported.
 FIRST_SEED = 1000
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 
 def result(stream: Stream, method: Method, validation: Split) -> Result:
-  """Tries strengths, ten times as strong or weak a one too while the best is at the edge.
+  """Tries strengths, those beyond them while the best is at the edge, and those around the best.
 
   Args:
     stream: what is reported.
@@ -65,13 +65,15 @@ def result(stream: Stream, method: Method, validation: Split) -> Result:
     for strength in wanted:
       found |= _scores(to_choose, method, strength, seeds)
     wanted = beyond(found)
+  for strength in around(found):
+    found |= _scores(to_choose, method, strength, seeds)
   chosen = best(found, lambda score: score)
   runs = [(chosen, seed) for seed in range(stream.budget.seeds)]
   return Result(found, chosen, train(stream, method, runs))
 
 
 def beyond(found: dict[Choice, float]) -> tuple[float, ...]:
-  """The strength to try after all of these: none where the best is not at the edge."""
+  """Ten times more or less than the best strength, where that is at the edge of these."""
   strengths = sorted({choice.strength for choice in found})
   chosen = best(found, lambda score: score).strength
   if not 1 < len(strengths) < MOST:
@@ -79,6 +81,13 @@ def beyond(found: dict[Choice, float]) -> tuple[float, ...]:
   if chosen == strengths[0]:
     return (float(f"{chosen / 10:.0e}"),)
   return (float(f"{chosen * 10:.0e}"),) if chosen == strengths[-1] else ()
+
+
+def around(found: dict[Choice, float]) -> tuple[float, ...]:
+  """Three times less and more than the best strength, where there is a choice."""
+  chosen = best(found, lambda score: score).strength
+  several = len({choice.strength for choice in found}) > 1
+  return tuple(float(f"{x:.0e}") for x in (chosen / 3, chosen * 3)) if several else ()
 
 
 def at_the_edge(found: Result) -> list[str]:

@@ -44,14 +44,15 @@ def notes(network: Network, data: Data, budget: Budget, results: Results) -> lis
   n_candidates = [len(x.validation) for found in results.values() for x in found.values()]
   return [
     f"{network.sizes}; ReLU. Adam, whose moments are kept from task to task, batches of {BATCH}."
-    f" {budget.tasks} tasks a sequence. {labels.name}: the same {labels.n_images} images, labels"
-    f" drawn anew for each task, {labels.rounds * budget.steps} steps a task; accuracy on these"
+    f" {budget.tasks} tasks a sequence. {labels.name}: {labels.n_images} images, the"
+    f" same in all its tasks, labels drawn anew for each, {labels.rounds * budget.steps} steps a task; accuracy on these"
     f" images when they end. {pixels.name}: {pixels.n_images} images, their pixels in a new order"
     f" in each task, {pixels.rounds * budget.steps} steps; accuracy on {len(data.test.labels)}"
     " test images in that order.",
     f"Learning rate ({', '.join(f'{x:g}' for x in RATES)}) and strength"
-    f" ({', '.join(f'{x:g}' for x in STRENGTHS)}, and ten times more or less while the best is at"
-    f" the edge) are chosen together by mean accuracy over all tasks of {_half(budget)} sequences"
+    f" ({', '.join(f'{x:g}' for x in STRENGTHS)}, ten times more or less while the best is at the"
+    " edge, and three times less and more than the best) are chosen together by mean accuracy over"
+    f" all tasks of {_validation(budget)} sequences"
     f" that are not reported: {min(n_candidates)} candidates without a strength,"
     f" {max(n_candidates)} at most. Chosen at the edge all the same: {_edges(results)}.",
     f"{budget.seeds} sequences are reported, seeds of initialization, tasks and batches, the same"
@@ -70,7 +71,7 @@ def notes(network: Network, data: Data, budget: Budget, results: Results) -> lis
   ]
 
 
-def _half(budget: Budget) -> int:
+def _validation(budget: Budget) -> int:
   return max(1, budget.seeds // len(RATES))
 
 
@@ -110,14 +111,17 @@ def draw_figure(data: Data, results: Results) -> Any:
   for of, axes in zip(SETTINGS, panels, strict=True):
     for color, (name, result) in zip(COLORS, results[of.name].items(), strict=False):
       _line(axes, 100 * result.measured.accuracy, color, name)
-    axes.set(title=f"{data.name}, {of.name}", xlabel="task", ylabel=f"{of.measured} (%)")
+    axes.set(title=f"{data.name}, {of.name}", ylabel=f"{of.measured} (%)")
+    axes.set(xlabel=f"task (mean of it and the {ENDS - 1} before)")
     report.legend_below(axes)
   return figure
 
 
 def _line(axes: Any, shares: np.ndarray, color: str, name: str) -> None:
-  """Mean ± standard error over sequences."""
+  """Mean ± standard error over sequences of running means."""
+  window = min(ENDS, shares.shape[1])
+  shares = np.lib.stride_tricks.sliding_window_view(shares, window, axis=1).mean(-1)
   mean, error = shares.mean(0), shares.std(0, ddof=1) / np.sqrt(len(shares))
-  index, style = np.arange(1, len(mean) + 1), "--" if name == NEW else "-"
+  index, style = np.arange(len(mean)) + window, "--" if name == NEW else "-"
   axes.plot(index, mean, style, color=color, lw=1.6, label=name)
   axes.fill_between(index, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)

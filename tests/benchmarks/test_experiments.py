@@ -291,7 +291,8 @@ def test_strengths_are_tried_beyond_the_edge_while_the_best_is_there():
   assert choose.beyond(of(s1=0.3, s2=0.2, s3=0.1)) == (1e-5,)
   assert choose.beyond(of(s1=0.1, s2=0.2, s3=0.3)) == (0.1,)
   assert choose.beyond(of(s1=0.1, s2=0.3, s3=0.2)) == ()
-  assert choose.beyond(of(s1=0.1)) == ()
+  assert choose.beyond(of(s1=0.1)) == choose.around(of(s1=0.1)) == ()
+  assert choose.around(of(s1=0.1, s2=0.3, s3=0.2)) == (3e-4, 3e-3)
   assert choose.beyond(of(**{f"s{i}": i / 10 for i in range(choose.MOST)})) == ()
 
 
