@@ -46,14 +46,15 @@ def notes(network: Network, data: Data, budget: Budget, results: Results) -> lis
     f"{network.sizes}; ReLU. Adam, whose moments are kept from task to task, batches of {BATCH}."
     f" {budget.tasks} tasks a sequence. {labels.name}: {labels.n_images} images, the same in all"
     f" its tasks, labels drawn anew for each, {labels.rounds * budget.steps} steps a task; accuracy"
-    f" on these images when they end. {pixels.name}: {pixels.n_images} images, their pixels in a new"
-    f" order in each task, {pixels.rounds * budget.steps} steps; accuracy on"
+    f" on these images when they end. {pixels.name}: {pixels.n_images} images, their pixels in a"
+    f" new order in each task, {pixels.rounds * budget.steps} steps; accuracy on"
     f" {len(data.test.labels)} test images in that order.",
     f"Learning rate ({', '.join(f'{x:g}' for x in RATES)}) and strength"
     f" ({', '.join(f'{x:g}' for x in STRENGTHS)}, ten times more or less while the best is at the"
     " edge, and three times less and more than the best) are chosen together by mean accuracy over"
     f" all tasks of {_validation(budget)} sequences that are not reported: {min(n_candidates)}"
-    f" candidates without a strength, {max(n_candidates)} at most. Chosen at the edge all the same: {_edges(results)}.",
+    f" candidates without a strength, {max(n_candidates)} at most. Chosen at the edge"
+    f" all the same: {_edges(results)}.",
     f"{budget.seeds} sequences are reported, seeds of initialization, tasks and batches, the same"
     " ones for all methods. A difference of at most 2 combined standard errors is called within"
     " noise. Of changes from first to last tasks the error is that of each sequence's difference.",
