@@ -29,6 +29,14 @@ CRITICS = {
   "gradient_far": "steepest far away",
   "product_of_sigma": "product of σ",
 }
+PLASTICITY = {
+  "first": "first tasks",
+  "last": "last tasks",
+  "all": "all tasks",
+  "sum_of_squares": "sum of squares",
+  "average_sigma": "average σ",
+  "stable_rank": "stable rank",
+}
 GANS = {"sliced_distance": "sliced W₁", "product_of_sigma": "product of σ"}
 #: Columns of the table of ``transformer``: digits after the point, and names on the page.
 TRANSFORMERS = {
@@ -198,6 +206,20 @@ def transformer_at_most() -> str:
 
 def _transformer() -> dict[str, Any]:
   return runs("transformer")["digits"]
+
+
+def plasticity() -> str:
+  """Accuracy over sequences of tasks, and what the weights are like after the last."""
+  tables = []
+  for data, run in runs("plasticity").items():
+    for setting, sequence in run["sequences"].items():
+      rows = [
+        [name, f"{method['rate']:g}", f"{method['strength']:g}", *_estimates(method, PLASTICITY)]
+        for name, method in sequence["methods"].items()
+      ]
+      head = f"{data}, {setting}: {sequence['measured']}", "rate", "strength"
+      tables.append(markdown_table((*head, *PLASTICITY.values()), rows))
+  return "\n".join(tables)
 
 
 def _in_turn(method: Mapping[str, Any]) -> list[list[float]]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks.experiments import certified, claims, supervised, transformer, wasserstein, wgan
+from benchmarks.experiments import (
+  certified,
+  claims,
+  plasticity,
+  supervised,
+  transformer,
+  wasserstein,
+  wgan,
+)
 
 #: Each has `add_arguments(parser)` and `run(args)`; its docstring is the help.
 EXPERIMENTS = {
   "wasserstein": wasserstein, "supervised": supervised, "wgan": wgan, "certified": certified,
-  "claims": claims, "transformer": transformer,
+  "claims": claims, "transformer": transformer, "plasticity": plasticity,
 }  # fmt: skip
 
 

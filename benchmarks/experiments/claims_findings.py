@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from benchmarks.experiments import report
+from benchmarks.experiments import report, verdicts
 from benchmarks.experiments.claims_choose import CLEAN, ROBUST, Result
 from benchmarks.experiments.claims_measure import Measured
 from benchmarks.experiments.claims_methods import (
@@ -20,7 +20,6 @@ from benchmarks.experiments.claims_methods import (
 )
 from benchmarks.experiments.claims_tasks import Task
 from benchmarks.experiments.claims_tracker import Errors
-from lipjax.commands.demo_statistics import difference, verdict
 
 Results = dict[Task, dict[str, Result]]
 Tracked = dict[tuple[str, str], Errors]
@@ -62,13 +61,8 @@ def _large_batches(results: Results, small: Task, large: Task) -> Iterable[str]:
 
 def _against(task: Task, ours: Measured, theirs: dict[str, Measured]) -> str:
   """Against how many of the others the test accuracy is higher, and whether that is the claim."""
-  higher = [name for name, other in theirs.items() if _verdict(ours, other, "test") == "higher"]
-  shown = "shown" if len(higher) == len(theirs) else "not shown"
-  names = f" ({', '.join(higher)})" if higher else ""
-  return (
-    f"{task.title}: that {SPECTRAL} is more accurate than {', '.join(theirs)} is {shown}:"
-    f" by more than noise it is so against {len(higher)} of {len(theirs)}{names}."
-  )
+  found = {other: measured.estimates()["test"] for other, measured in theirs.items()}
+  return verdicts.against(task.title, SPECTRAL, ours.estimates()["test"], found)
 
 
 def _wrong_labels(results: Results, task: Task) -> Iterable[str]:
@@ -88,15 +82,8 @@ def _robustness(results: Results, task: Task) -> Iterable[str]:
 
 
 def _highest(task: Task, measure: str, found: dict[str, Measured]) -> str:
-  means = {name: measured.estimates()[measure].mean for name, measured in found.items()}
-  first = max(means, key=means.__getitem__)
-  ties = [
-    name
-    for name, measured in found.items()
-    if name != first and _verdict(found[first], measured, measure) == "within noise"
-  ]
-  beside = f"; within noise of it: {', '.join(ties)}" if ties else "; all others are lower"
-  return f"{task.title}: highest mean accuracy ({WORDS[measure]}) with {first}{beside}."
+  means = {name: measured.estimates()[measure] for name, measured in found.items()}
+  return verdicts.highest(f"{task.title}: highest mean accuracy ({WORDS[measure]})", means)
 
 
 def _normalization(results: Results, task: Task) -> Iterable[str]:
@@ -139,7 +126,3 @@ def _minus(title: str, ours: Measured, theirs: Measured, *measures: str) -> str:
   a, b = ours.estimates(), theirs.estimates()
   parts = (report.comparison(WORDS[measure], a[measure], b[measure]) for measure in measures)
   return f"{title}: {', '.join(parts)}."
-
-
-def _verdict(ours: Measured, theirs: Measured, measure: str) -> str:
-  return verdict(difference(ours.estimates()[measure], theirs.estimates()[measure]))

@@ -54,15 +54,15 @@ def networks(data: Data) -> list[Network]:
   return [mlp(n_pixels), cnn()] if n_pixels == SIDE**2 else [mlp(n_pixels)]
 
 
-def mlp(n_pixels: int) -> Network:
-  """A perceptron of two hidden layers of ReLU."""
-  sizes = (n_pixels, *HIDDEN, CLASSES)
+def mlp(n_pixels: int, hidden: tuple[int, ...] = HIDDEN) -> Network:
+  """A perceptron of hidden layers of ReLU."""
+  sizes = (n_pixels, *hidden, CLASSES)
   shapes = {f"dense_{i}": pair for i, pair in enumerate(itertools.pairwise(sizes))}
-  *hidden, last = shapes
+  *inner, last = shapes
 
   def logits(params, images):
     x = images - 0.5
-    for layer in hidden:
+    for layer in inner:
       x = jax.nn.relu(_dense(params[layer], x))
     return _dense(params[last], x)
 

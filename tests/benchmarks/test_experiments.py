@@ -1,5 +1,6 @@
 """The experiments of benchmarks/, end to end with ``--quick``, and their parts."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -102,6 +103,23 @@ def test_transformer_quick(tmp_path, capsys):
   run_quick(tmp_path, "transformer")
   assert runs.read_text() == before
   assert "rates within 0.2 nats" in capsys.readouterr().out
+
+
+def test_plasticity_quick(tmp_path, capsys):
+  pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+  numbers = run_quick(tmp_path, "plasticity")
+  assert list(numbers["sequences"]) == ["random labels", "permuted pixels"]
+  for sequence in numbers["sequences"].values():
+    assert len(sequence["methods"]) == 6
+    for method in sequence["methods"].values():
+      best = max(method["validation"], key=lambda x: x["accuracy"])
+      assert (method["rate"], method["strength"]) == (best["rate"], best["strength"])
+      accuracy = np.array(method["seeds"]["accuracy"])
+      assert accuracy.shape == (4, 6)
+      last = 100 * np.mean(accuracy[:, -5:])
+      assert method["mean_and_standard_error"]["last"][0] == pytest.approx(last)
+      assert method["mean_and_standard_error"]["stable_rank"][0] > 1
+  assert "power penalty is more accurate than" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_critics_are_timed_against_the_first():
@@ -323,3 +341,56 @@ def test_what_holds_norms_holds_all_matrices_but_the_tables():
     assert len(norms) == 7
     assert norms["head/kernel"] == pytest.approx(0.5 * np.sqrt(11 / 8), rel=0.02)
     assert norms["blocks_0/down/kernel"] == pytest.approx(0.25, rel=0.02)
+
+
+def test_tasks_of_a_sequence_change_labels_or_pixels_alone():
+  tasks, data = load("plasticity_tasks"), claims_data(30)
+  images = tasks.Images(data.train, data.test)
+  labels, pixels = (dataclasses.replace(x, n_images=20) for x in tasks.SETTINGS)
+  of = lambda setting, index: tasks.task(setting, jax.random.key(0), index, images)
+  first, second = of(labels, 0), of(labels, 1)
+  assert first.test is first.train
+  np.testing.assert_array_equal(first.train.images, second.train.images)
+  assert np.any(first.train.labels != second.train.labels)
+  first, second = of(pixels, 0), of(pixels, 1)
+  np.testing.assert_array_equal(first.train.labels, second.train.labels)
+  assert np.any(first.train.images != second.train.images)
+  # `claims_data` has the same images in all its parts.
+  np.testing.assert_array_equal(first.test.labels, data.test.labels)
+  rows = {tuple(x) for x in np.asarray(first.test.images)}
+  assert {tuple(x) for x in np.asarray(first.train.images)} <= rows
+
+
+def test_batches_of_a_round_are_epochs_one_after_another():
+  tasks = load("plasticity_tasks")
+  n = 2 * tasks.BATCH
+  split = tasks.Split(jnp.arange(n)[:, None], jnp.arange(n))
+  some = tasks.batches(jax.random.key(0), split, 5)
+  assert some.images.shape == (5, tasks.BATCH, 1)
+  for begin in (0, 2):
+    np.testing.assert_array_equal(np.sort(np.ravel(some.labels[begin : begin + 2])), split.labels)
+
+
+def test_strengths_are_tried_beyond_the_edge_while_the_best_is_there():
+  choose = load("plasticity_choose")
+  of = lambda **scores: {
+    choose.Choice(1e-3, 10.0 ** int(name[1:]) * 1e-5): x for name, x in scores.items()
+  }
+  assert choose.beyond(of(s1=0.3, s2=0.2, s3=0.1)) == (1e-5,)
+  assert choose.beyond(of(s1=0.1, s2=0.2, s3=0.3)) == (0.1,)
+  assert choose.beyond(of(s1=0.1, s2=0.3, s3=0.2)) == ()
+  assert choose.beyond(of(s1=0.1)) == choose.around(of(s1=0.1)) == ()
+  assert choose.around(of(s1=0.1, s2=0.3, s3=0.2)) == (3e-4, 3e-3)
+  assert choose.beyond(of(**{f"s{i}": i / 10 for i in range(choose.MOST)})) == ()
+
+
+def test_methods_of_plasticity_leave_biases_alone():
+  methods, choice = load("plasticity_methods"), load("claims_train").Choice(1e-3, 0.1)
+  params = {"dense": {"kernel": jnp.eye(3, 4), "bias": jnp.ones(4)}}
+  none = jax.tree.map(jnp.zeros_like, params)
+  moved = jax.tree.map(lambda w: w + 1, params)
+  for name, method in methods.METHODS.items():
+    optimizer = method.optimizer(choice)
+    updates, _ = optimizer.update(none, optimizer.init(params), moved)
+    assert not np.any(updates["dense"]["bias"])
+    assert np.any(updates["dense"]["kernel"]) == (name not in (methods.NONE, methods.NEW))

@@ -18,6 +18,7 @@ TABLES = (
   "critics",
   "gans",
   "certified",
+  "plasticity",
 )
 
 
@@ -59,3 +60,5 @@ def test_the_page_shows_each_table_and_each_claim(tables):
   assert all(f"tables.{name}()" in page for name in TABLES)
   for claim in tables.runs("claims")["digits"]["findings"]:
     assert f'tables.findings("claims", "{claim}")' in page
+  for setting in tables.runs("plasticity")["digits"]["findings"]:
+    assert f'tables.findings("plasticity", "{setting}")' in page
