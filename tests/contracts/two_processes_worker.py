@@ -40,7 +40,7 @@ def one_step():
     tx = case.build()
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     found[case.name] = gather(updates["kernel"])
-    found[case.name + " state"] = np.concatenate([gather(x) for x in jax.tree.leaves(state)])
+    found |= {f"{case.name} state {i}": gather(x) for i, x in enumerate(jax.tree.leaves(state))}
   return found
 
 
