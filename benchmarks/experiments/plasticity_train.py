@@ -23,7 +23,7 @@ class Budget(NamedTuple):
   """How much to train.
 
   Attributes:
-    seeds: sequences that are reported for each method; half as many are chosen on.
+    seeds: sequences that are reported for each method.
     tasks: in each sequence.
     steps: of each round of a task.
   """

@@ -13,7 +13,7 @@ import numpy as np
 import lipjax
 from lipjax.checkpoints.checkpoint import Checkpoint, CheckpointError
 from lipjax.commands.report_rows import Chosen, Row, at_largest
-from lipjax.operators.factors import frobenius_norms
+from lipjax.operators.factors import product_frobenius_norms
 from lipjax.operators.product import Product
 
 KINDS = {"lora": lipjax.lora_products, "qk": lipjax.qk_products}
@@ -70,7 +70,7 @@ def _row(name: str, product: Product, both: Mapping[str, np.ndarray]) -> Row:
   operator, w = product.stacked(name, both)
   # One name for all, as for leaves.
   sigma = np.ravel(lipjax.spectral_norms({"w": w}, layout={"w": operator})["w"])
-  frobenius = np.ravel(frobenius_norms(w)).astype(np.float64)
+  frobenius = np.ravel(product_frobenius_norms(w)).astype(np.float64)
   return Row(
     path=name,
     operator="Product",

@@ -130,8 +130,8 @@ def _group(kernel: jax.Array) -> jax.Array:
 def overlaps(channels: jax.Array) -> jax.Array:
   """What two channels (n, features, *taps) share, in magnitude, at all shifts together: (n, n).
 
-  By one product of all taps with all others, and the sum of those at the same distance: as a
-  convolution, whose derivative is one of a large window, it took up to 25 times as long on a CPU.
+  By one product of all taps with all others, and the sum of those at the same distance: a
+  convolution of the two would have one of a large window for its derivative.
   """
   n, features, *taps = channels.shape
   flat = jnp.moveaxis(channels, 1, -1).reshape((-1, features))

@@ -44,7 +44,8 @@ def add_clip_decay(
   With :math:`\mathrm{clip}_\beta(USV^T) = U\min(S, \beta)V^T`, added to the update of ``w`` is
   :math:`\lambda(W - \mathrm{clip}_\beta(W))`, the gradient of
   :math:`\frac\lambda2\sum_i(\sigma_i - \beta)_+^2`: the hinge of `add_spectral_decay` for all
-  singular values and not the first alone. After the optimizer's scaling and before the learning
+  singular values and not the first alone (of a `Convolution` that gradient in its kernel, each
+  weight counted wherever the map uses it). After the optimizer's scaling and before the learning
   rate it is decoupled, :math:`W \leftarrow (1 - \eta\lambda)W + \eta\lambda\,
   \mathrm{clip}_\beta(W)`, as AdamW's decay is with a limit of 0::
 
@@ -55,7 +56,8 @@ def add_clip_decay(
     )
 
   Guarantee: none on the norm; where the updates before it have at most the spectral norm
-  :math:`m`, and :math:`\eta\lambda \le 1`, norms settle at or below :math:`\beta + m/\lambda`.
+  :math:`m`, and :math:`\eta\lambda \le 1`, norms settle at or below :math:`\beta + m/\lambda`;
+  not with ``"clip_top_k"``, which sees only k singular values.
 
   Args:
     strength: :math:`\lambda`, a number, a schedule of the update count, or a `PerOperator`.

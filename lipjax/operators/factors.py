@@ -104,7 +104,7 @@ def can_repeat(batch: tuple[int, ...], shorter: tuple[int, ...]) -> bool:
   return batch[-1] == shorter[-1] or (shorter[-1] > 0 and batch[-1] % shorter[-1] == 0)
 
 
-def frobenius_norms(w: jax.Array) -> jax.Array:
+def product_frobenius_norms(w: jax.Array) -> jax.Array:
   r"""Of each slice's product, :math:`\|RB\|_F` with the triangular factor R of :math:`A^T`."""
   first, second = jnp.asarray(w, compute_dtype(w.dtype))
   triangles = jnp.linalg.qr(jnp.swapaxes(first, -1, -2), mode="r")

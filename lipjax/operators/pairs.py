@@ -67,7 +67,7 @@ def lora_products(
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
-    ValueError: there is no pair.
+    ValueError: there is no pair, or a kernel of one of these names without a partner.
 
   Example:
     >>> import jax.numpy as jnp, lipjax
@@ -79,13 +79,13 @@ def lora_products(
   Reference:
     Hu et al. (2022), arXiv:2106.09685.
   """
-  operators: Any = resolve_operators(params, layout, layout_overrides)
+  operators, pairs = _all_pairs(params, names, layout, layout_overrides)
   turned = lambda op: dataclasses.replace(op, in_axes=op.out_axes, out_axes=op.in_axes)
   return {
     pair.name: Product(
       pair.first, pair.second, operators[pair.first], turned(operators[pair.second])
     )
-    for pair in _some(find_pairs(operators, names), names, operators)
+    for pair in pairs
   }
 
 
@@ -116,8 +116,8 @@ def qk_products(
 
   Raises:
     LayoutError: a leaf that the layout cannot tell.
-    ValueError: there is no pair, or kernels whose outputs are one axis, which do not say what
-      heads are.
+    ValueError: there is no pair, a kernel of one of these names without a partner, or kernels
+      whose outputs are one axis, which do not say what heads are.
 
   Example:
     >>> import jax, jax.numpy as jnp, lipjax
@@ -128,8 +128,7 @@ def qk_products(
     >>> {name: norm.shape for name, norm in norms.items()}
     {'query*key/kernel': (2,)}
   """
-  operators: Any = resolve_operators(params, layout, layout_overrides)
-  pairs = _some(find_pairs(operators, names), names, operators)
+  operators, pairs = _all_pairs(params, names, layout, layout_overrides)
   of_heads = lambda path: _of_heads(path, operators[path])
   return {p.name: Product(p.first, p.second, of_heads(p.first), of_heads(p.second)) for p in pairs}
 
@@ -145,8 +144,24 @@ def _of_heads(path: str, operator: Dense) -> Dense:
   return Dense(operator.in_axes, tuple(rest), (*operator.batch_axes, heads))
 
 
-def _some(pairs: list[Pair], names: tuple[str, str], operators: Mapping[str, Any]) -> list[Pair]:
+def _all_pairs(
+  params: Any, names: tuple[str, str], layout: Layout | None, layout_overrides: Overrides | None
+) -> tuple[dict[str, Any], list[Pair]]:
+  """Operators and pairs, where there are any, and nobody is left alone."""
+  operators: Any = resolve_operators(params, layout, layout_overrides)
+  pairs = find_pairs(operators, names)
   if not pairs and operators:
     msg = f"No two matrices differ by {names[0]!r} and {names[1]!r} among {sorted(operators)}."
     raise ValueError(msg)
-  return pairs
+  paired = {path for pair in pairs for path in (pair.first, pair.second)}
+  has_name = lambda path: not set(names).isdisjoint(path.split("/"))
+  alone = [
+    p for p, op in operators.items() if has_name(p) and type(op) is Dense and p not in paired
+  ]
+  if alone:
+    msg = (
+      f"{alone} have no partner among the matrices, which differ by {names[0]!r} and {names[1]!r}"
+      " alone; leave them out with layout_overrides={path: None}."
+    )
+    raise ValueError(msg)
+  return operators, pairs

@@ -96,3 +96,16 @@ def test_pairs_that_do_not_fit_raise():
     lipjax.householder(jnp.ones(5), 1.0)
   with pytest.raises(ValueError, match=r"angles have shape \(2,\); expected \(3,\)"):
     lipjax.householder(jnp.ones(6), jnp.ones(2))
+
+
+def test_our_certifier_proves_what_users_write_themselves():
+  """A centred norm is a projection, β-abs keeps lengths, a cosine head is as steep as 1/ε."""
+  head = lipjax.project_sphere({"kernel": jnp.ones((8, 1))}, 1.0, norm="rows")["kernel"]
+  layers = {
+    lambda x: x - jnp.mean(x, axis=-1, keepdims=True): 1,
+    lambda x: jnp.where(jnp.arange(8) < 4, jnp.abs(x), x): 1,
+    lambda x: (x / jnp.sqrt(jnp.sum(x**2) + 0.25) @ head)[0]: 2,
+  }
+  for layer, slope in layers.items():
+    upper = lipjax.lipschitz_upper_bound(layer)(jnp.zeros(8))
+    assert slope * (1 - 1e-5) <= upper <= 1.005 * slope
