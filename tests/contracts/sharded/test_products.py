@@ -17,9 +17,18 @@ OF_HEADS = {".*": lipjax.Dense((0,), (1, 2))}
 N_VECTORS = HEADS * 16 * 2 * INPUTS
 
 
+def with_a_largest_direction(params):
+  """Of each head's product one singular value far above the others.
+
+  Vectors of values that lie close are decided by rounding, which is the machine's.
+  """
+  outer = np.cos(np.arange(INPUTS))[:, None, None] * np.sin(np.arange(WIDTH))
+  return jax.tree.map(lambda kernel: kernel + 0.4 * outer.astype(np.float32), params)
+
+
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", None, "y")], ids=str)
 def test_a_decay_of_heads(mesh, spec):
-  params, grads = normal(0, SHAPES), normal(1, SHAPES)
+  params, grads = with_a_largest_direction(normal(0, SHAPES)), normal(1, SHAPES)
   layout = lipjax.qk_products(params, layout_overrides=OF_HEADS)
   tx = lipjax.add_spectral_decay(0.1, layout=layout)
 
@@ -39,4 +48,4 @@ def test_a_decay_of_heads(mesh, spec):
   for leaf in jax.tree.leaves(found[0]):
     assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
   on_host = lambda tree: jax.tree.map(np.asarray, norms_for_vectors(tree))
-  assert_close(on_host(found), on_host(expected), 4096)
+  assert_close(on_host(found), on_host(expected), 256)
