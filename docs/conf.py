@@ -11,6 +11,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the pages say the same on every machine
+# Pages are executed side by side (-j): threads would wait for each other.
+os.environ.setdefault("NPROC", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The page about rules imports `rules_table` where it is executed, which is elsewhere.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
@@ -87,6 +90,8 @@ def _short_aliases(app, what, name, obj, options, signature, returns):
 def setup(app):
   """Stops the build where the API page and the package's public names differ."""
   public_names.check(HERE / "api.md")
+  # It only copies files in the end, and does not say so.
+  app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
   # Before napoleon's own, which has 500.
   app.connect("autodoc-process-docstring", _keep_colons, priority=400)
   app.connect("autodoc-process-docstring", _show_guarantee)
