@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the pages say the same on every machine
-# Pages are executed side by side (-j): threads would wait for each other.
+# Pages are executed side by side (-j), in a thread each.
 os.environ.setdefault("NPROC", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The page about rules imports `rules_table` where it is executed, which is elsewhere.

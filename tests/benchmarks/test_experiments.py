@@ -105,7 +105,6 @@ def test_transformer_quick(tmp_path, capsys):
   assert "rates within 0.2 nats" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_plasticity_quick(tmp_path, capsys):
   pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
   numbers = run_quick(tmp_path, "plasticity")

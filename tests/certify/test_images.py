@@ -192,7 +192,7 @@ def test_never_below_a_slope_that_is_searched_for(fn, radius, only_images):
 @pytest.mark.parametrize(
   "fn",
   [
-    pytest.param(lambda x: conv(relu(conv(x, W[0])), W[1]), marks=pytest.mark.slow),
+    lambda x: conv(relu(conv(x, W[0])), W[1]),
     lambda x: x + conv(relu(conv(x, W[0])), W[1][..., :2]),
     pytest.param(lambda x: relu(conv(relu(conv(x, W[0])), W[1], (2, 2))), marks=pytest.mark.slow),
     pytest.param(

@@ -61,9 +61,7 @@ def test_dtype_is_kept(case, dtype):
     assert types(state) == types(start)
 
 
-@pytest.mark.parametrize(
-  "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), "float64"]
-)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_values_do_not_depend_on_dtype(case, dtype):
   """Point 6: the numbers in another dtype are those in float32 but for rounding."""
   with jax.enable_x64(dtype == "float64" or jax.config.jax_enable_x64):
