@@ -12,6 +12,7 @@ from reference import FLOAT, X64, normal
 
 from lipjax.certify.lower.arithmetic import evaluate
 from lipjax.certify.lower.bound import lipschitz_lower_bound
+from lipjax.jaxprs.inline import inline
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "lipsdp"
 RTOL = 1e-5
@@ -137,10 +138,10 @@ def test_mixed_dtypes():
 )  # fmt: skip
 def test_identity_with_a_scaled_derivative_has_slope_one(fn, within):
   function = within(fn)
-  closed = jax.make_jaxpr(function)(X)
-  jacobian = jax.jacfwd(lambda x: evaluate(closed, [x])[0])(X)
+  program = inline(jax.make_jaxpr(function)(X))
+  jacobian = jax.jacfwd(lambda x: evaluate(program, [x])[0])(X)
   np.testing.assert_array_equal(jacobian, np.eye(3))
-  np.testing.assert_array_equal(evaluate(closed, [X], soften=True)[0], function(X))
+  np.testing.assert_array_equal(evaluate(program, [X], soften=True)[0], function(X))
 
 
 @pytest.mark.parametrize("fn", [scaled_backward, scaled_forward], ids=["vjp", "jvp"])
@@ -389,6 +390,22 @@ def test_jit_and_plain_agree_and_the_key_decides():
   np.testing.assert_allclose(plain, compiled, rtol=1e-4)
   other = lipschitz_lower_bound(fn, n_starts=1, n_ascent_steps=8, key=jax.random.key(7))
   assert float(other(X)) != plain
+
+
+def test_a_function_traced_again_is_not_compiled_again(caplog):
+  def slope(w, factor):
+    # A new function each time, as in a loop over checkpoints
+    network = lambda x: factor * jnp.tanh(jax.nn.relu(w @ x))
+    return float(lipschitz_lower_bound(network, n_starts=4, n_ascent_steps=40)(0 * X))
+
+  eye = jnp.eye(3, dtype=FLOAT)
+  assert_just_below(slope(eye, 1.5), 1.5)
+  with jax.log_compiles():
+    assert_just_below(slope(2 * eye, 1.5), 3)  # other weights
+    assert_just_below(slope(np.asarray(eye), 1.5), 1.5)
+    assert "_steepest" not in caplog.text
+    assert_just_below(slope(eye, 2.5), 2.5)  # another literal
+    assert "_steepest" in caplog.text
 
 
 def test_is_differentiable_in_what_the_function_closes_over():

@@ -22,7 +22,7 @@ from jax import lax
 from jax.extend.core import primitives
 
 from lipjax.certify.reading.scatter_apply import has_function, written_out
-from lipjax.jaxprs.inline import bind, inline
+from lipjax.jaxprs.inline import Program, bind, inline
 from lipjax.measure.scaling import nonzero
 
 #: Comparisons, with the sign of ``x - y`` that makes them true.
@@ -44,15 +44,12 @@ class _Decision(NamedTuple):
   margin: jax.Array
 
 
-def evaluate(
-  closed: Any, args: Sequence[Any], *, consts: Sequence[Any] | None = None, soften: bool = False
-) -> list[Any]:
+def evaluate(program: Program, args: Sequence[Any], *, soften: bool = False) -> list[Any]:
   """A traced function at `args`, without custom derivative rules and ``stop_gradient``.
 
   Args:
-    closed: what `jax.make_jaxpr` returns.
+    program: what `inline` makes of it.
     args: its flat inputs.
-    consts: in place of ``closed.consts``.
     soften: keep values and first derivatives, but let the slope of max, min, abs, clamp and
       of ``where(x > y, …)`` change over a neighbourhood of the kink, as reverse mode over
       the derivative sees it. JAX's second derivative of a piecewise linear function is 0
@@ -63,7 +60,7 @@ def evaluate(
     The flat outputs.
   """
   apply = functools.partial(_apply, soften=soften)
-  return [_plain(value) for value in inline(closed, constants=consts).run(args, apply)]
+  return [_plain(value) for value in program.run(args, apply)]
 
 
 def float_dtypes(closed: Any) -> set[Any]:
@@ -107,7 +104,7 @@ def _rewritten(param: Any, soften: bool) -> Any:
   """A body of scan, while, cond, … without rules; anything else as it is."""
   if not _is_closed(param) or not (_holds_rules(param) or soften):
     return param
-  body = lambda *args: evaluate(param, args, soften=soften)
+  body = lambda *args: evaluate(inline(param), args, soften=soften)
   like = lambda aval: jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
   return jax.make_jaxpr(body)(*map(like, param.in_avals))
 

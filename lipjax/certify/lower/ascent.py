@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lipjax.certify.lower.function import Function, Values
 from lipjax.measure.scaling import norm_and_direction
 
 #: Starts lie around the argument and around 0, at these multiples of the argument's scale.
@@ -41,18 +43,26 @@ class _Schedule(NamedTuple):
   climbs: jax.Array
 
 
-def search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
+def search(
+  function: Function,
+  values: Values,
+  key: jax.Array,
+  n_starts: int,
+  n_steps: int,
+  n_power_steps: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """For each start the best point, its top right singular vector, and the start's scale."""
-  f = traced.flat(consts)
+  f = function.flat(values.consts)
+  has_reverse = _has_reverse(f, values.x)
   # The softened derivative has reverse mode only.
-  softened = traced.flat(consts, soften=traced.has_reverse)
-  gradient = jax.grad if traced.has_reverse else jax.jacfwd
-  centers, spread, scale = _starts(traced.join(leaves), traced.around, n_starts)
+  softened = function.flat(values.consts, soften=has_reverse)
+  gradient = jax.grad if has_reverse else jax.jacfwd
+  centers, spread, scale = _starts(values.x, values.around, n_starts)
   vector_key, key = jax.random.split(key)
   v = jax.vmap(unit)(jax.random.normal(vector_key, centers.shape, centers.dtype))
 
   def step(x, v, best, climb, start, scale, at):
-    apply, adjoint = _jacobian(f, x, traced.has_reverse)
+    apply, adjoint = _jacobian(f, x, has_reverse)
     for _ in range(n_power_steps):
       v = unit(adjoint(unit(apply(v))))
     sigma, u = norm_and_direction(apply(v), 0)
@@ -86,7 +96,7 @@ def search(traced, consts, leaves, key, n_starts, n_steps, n_power_steps):
   best = lax.scan(body, state, schedule)[0][2]
 
   def polish(x, v):
-    apply, adjoint = _jacobian(f, x, traced.has_reverse)
+    apply, adjoint = _jacobian(f, x, has_reverse)
     polished = lax.fori_loop(0, N_POLISHING, lambda _, v: unit(adjoint(unit(apply(v)))), v)
     return jnp.where(jnp.any(polished != 0), polished, v)
 
@@ -126,6 +136,15 @@ def _starts(
   scales = jnp.roll(scales, -(n_scales // 2)).repeat(2)[:n]
   centers = jnp.where(jnp.arange(n)[:, None] % 2 == 0, x, middle)
   return centers, scales[:, None] * spread, scales * typical
+
+
+def _has_reverse(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> bool:
+  """Whether JAX can transpose the derivative; it cannot for a `while_loop`."""
+  try:
+    jax.eval_shape(jax.grad(lambda x: jnp.sum(f(x))), x)
+  except (NotImplementedError, TypeError, ValueError):
+    return False
+  return True
 
 
 def _jacobian(f, x, has_reverse):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lipjax.certify.domain import domains, project, surroundings
-from lipjax.certify.lower.arithmetic import evaluate, float_dtypes, n_numbers
 from lipjax.certify.lower.ascent import search
+from lipjax.certify.lower.function import Function, Values, traced
 from lipjax.measure.scaling import nonzero, norm_and_direction
-from lipjax.operators.paths import path_string
-from lipjax.operators.products import compute_dtype
 from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, up
 
 #: Distances at which a slope is tried, from far apart to the root of eps.
@@ -86,10 +83,11 @@ def lipschitz_lower_bound(
 
   Returns:
     A function of the arguments of `fn` whose result is a scalar, float32 or wider: 0 where
-    no slope was found. It can be jitted (otherwise every call compiles), and it is
-    differentiable in whatever else `fn` depends on, with a and b held fixed. An ascent step
-    costs each start about ``2 * n_power_steps + 5`` evaluations of `fn`; a `fn` without
-    reverse mode (a `jax.lax.while_loop`) costs one more for each entry of its input.
+    no slope was found. A program is compiled once, however often `fn` is made anew around
+    other arrays; another number written in it is another program. It is differentiable in
+    whatever else `fn` depends on, with a and b held fixed. An ascent step costs each start
+    about ``2 * n_power_steps + 5`` evaluations of `fn`; a `fn` without reverse mode (a
+    `jax.lax.while_loop`) costs one more for each entry of its input.
 
   Raises:
     ValueError: counts that are not positive; and, from the function returned, an argument
@@ -119,155 +117,58 @@ def lipschitz_lower_bound(
 
   @functools.wraps(fn)
   def bound(*args: Any, **kwargs: Any) -> jax.Array:
-    traced = _trace(fn, argnums, args, kwargs, radius, box)
-    if traced.n_in == 0 or traced.n_out == 0:
-      return jnp.zeros((), traced.dtype)
-    n = n_starts or min(max(AT_ONCE // n_numbers(traced.closed), FEWEST_STARTS), MOST_STARTS)
-
-    @jax.jit
-    def run(consts, leaves, around, key):
-      # The points are held fixed in derivatives, so the search need not have any.
-      held = lax.stop_gradient(consts)
-      searched = traced._replace(around=around)
-      points = search(searched, held, leaves, key, n, n_ascent_steps, n_power_steps)
-      return _best_slope(traced, consts, *lax.stop_gradient(points), rounding)
-
-    started = jax.random.key(0) if key is None else key
-    return run(traced.consts, traced.leaves, traced.around, started)
+    function, values = traced(fn, argnums, args, kwargs, radius, box)
+    if function.n_in == 0 or function.n_out == 0:
+      return jnp.zeros((), function.dtype)
+    n = n_starts or min(max(AT_ONCE // function.n_numbers, FEWEST_STARTS), MOST_STARTS)
+    options = (n, n_ascent_steps, n_power_steps), rounding
+    return _steepest(function, options, values, jax.random.key(0) if key is None else key)
 
   return bound
 
 
-class _Traced(NamedTuple):
-  """The function as a jaxpr of flat leaves, what it maps, and the `surroundings` of a domain."""
-
-  closed: Any
-  consts: list[Any]
-  leaves: list[jax.Array]
-  dtype: jnp.dtype
-  eps: float
-  n_in: int
-  n_out: int
-  has_reverse: bool
-  around: tuple[jax.Array, jax.Array] | None
-
-  def flat(self, consts: Sequence[Any], soften: bool = False) -> Callable[[jax.Array], jax.Array]:
-    """The function from one vector to another."""
-
-    def f(x):
-      outputs = evaluate(self.closed, self.split(x), consts=consts, soften=soften)
-      return jnp.concatenate([jnp.ravel(y).astype(self.dtype) for y in outputs])
-
-    return f
-
-  def split(self, x: jax.Array) -> list[jax.Array]:
-    """A vector as leaves, which may round it."""
-    ends = [0]
-    for leaf in self.leaves:
-      ends.append(ends[-1] + leaf.size)
-    pieces = zip(self.leaves, ends[:-1], ends[1:], strict=True)
-    return [x[i:j].reshape(leaf.shape).astype(leaf.dtype) for leaf, i, j in pieces]
-
-  def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
-    """Leaves as one vector, exactly."""
-    return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in leaves])
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _steepest(
+  function: Function,
+  options: tuple[tuple[int, int, int], float],
+  values: Values,
+  key: jax.Array,
+) -> jax.Array:
+  """A search with its numbers of starts and steps; then the slope, with its `rounding`."""
+  counts, rounding = options
+  # The points are held fixed in derivatives, so the search need not have any.
+  held = values._replace(consts=lax.stop_gradient(values.consts))
+  found = search(function, held, key, *counts)
+  return _best_slope(function, values, *lax.stop_gradient(found), rounding)
 
 
-def _trace(
-  fn: Callable[..., Any], argnums: Any, args: tuple[Any, ...], kwargs: Any, radius: Any, box: Any
-) -> _Traced:
-  chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-  if any(not -len(args) <= i < len(args) for i in chosen):
-    msg = (
-      f"argnums is {argnums} and the function was called with {len(args)} positional"
-      " arguments; the argument in question must be one of them."
-    )
-    raise ValueError(msg)
-  given = [args[i] for i in chosen]
-  leaves, structure = jax.tree.flatten(given)
-  for key_path, leaf in jax.tree_util.tree_flatten_with_path(given)[0]:
-    _check_float(leaf, f"args[{chosen[key_path[0].idx]}]", path_string(key_path[1:]))
-  leaves = [jnp.asarray(leaf) for leaf in leaves]
-
-  domain = domains(leaves, radius, box)
-
-  def of_leaves(*leaves):
-    leaves = project(leaves, domain)
-    replaced = list(args)
-    for i, value in zip(chosen, jax.tree.unflatten(structure, leaves), strict=True):
-      replaced[i] = value
-    return fn(*replaced, **kwargs)
-
-  # Matrix units would round float32 products to TF32 or bfloat16.
-  with jax.default_matmul_precision("highest"):
-    closed, outputs = jax.make_jaxpr(of_leaves, return_shape=True)(*leaves)
-  for key_path, leaf in jax.tree_util.tree_flatten_with_path(outputs)[0]:
-    _check_float(leaf, "the output", path_string(key_path))
-  dtypes = float_dtypes(closed) | {leaf.dtype for leaf in leaves}
-  traced = _Traced(
-    closed=closed,
-    consts=list(closed.consts),
-    leaves=leaves,
-    dtype=compute_dtype(jnp.result_type(*(x.dtype for x in (*leaves, *jax.tree.leaves(outputs))))),
-    eps=max(float(jnp.finfo(dtype).eps) for dtype in dtypes),
-    n_in=sum(leaf.size for leaf in leaves),
-    n_out=sum(leaf.size for leaf in jax.tree.leaves(outputs)),
-    has_reverse=True,
-    around=None,
-  )
-  traced = traced._replace(around=surroundings(domain, traced.join))
-  return traced._replace(has_reverse=traced.n_in * traced.n_out == 0 or _has_reverse(traced))
-
-
-def _check_float(leaf: Any, name: str, path: str) -> None:
-  where = f"{name} (leaf {path!r})" if path else name
-  dtype = getattr(leaf, "dtype", None)
-  found = type(leaf).__name__ if dtype is None else str(dtype)
-  if isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating)):
-    return
-  msg = (
-    f"{where} is {found}; a slope needs floating-point arrays. Cast it, or keep it out of the"
-    " function: lambda x: fn(x, labels) for an input, lambda x: fn(x)[0] for an output."
-  )
-  raise ValueError(msg)
-
-
-def _has_reverse(traced: _Traced) -> bool:
-  """Whether JAX can transpose the derivative; it cannot for a `while_loop`."""
-  f = traced.flat(traced.consts)
-  x = jax.ShapeDtypeStruct((traced.n_in,), traced.dtype)
-  try:
-    jax.eval_shape(jax.grad(lambda x: jnp.sum(f(x))), x)
-  except (NotImplementedError, TypeError, ValueError):
-    return False
-  return True
-
-
-def _best_slope(traced, consts, x, v, scale, rounding) -> jax.Array:
+def _best_slope(
+  function: Function, values: Values, x: jax.Array, v: jax.Array, scale: jax.Array, rounding: float
+) -> jax.Array:
   r"""The largest proven :math:`\min(\|Jv\|, \|f(a)-f(b)\|/\|a-b\|)` over points and distances."""
-  f = traced.flat(consts)
+  f = function.flat(values.consts)
   # In a ball far from 0 the ball's size is what counts.
   sizes = jax.vmap(lambda x: norm_and_direction(x, 0)[0])(x)
-  typical = jnp.maximum(sizes, scale) if traced.around is None else scale
+  typical = jnp.maximum(sizes, scale) if values.around is None else scale
   # Of the norm of a difference: of `_norm` those of the squares count half.
   roundings = lambda n: pairwise_terms(n) // 2 + 6
-  nearest = math.sqrt(traced.eps)
+  nearest = math.sqrt(function.eps)
   distances = jnp.geomspace(8, nearest, N_DISTANCES, dtype=x.dtype)
   sigma = jax.vmap(lambda x, v: _norm(jax.jvp(f, (x,), (v,))[1]))(x, v)
-  sigma = sigma * (1 - rounding * traced.eps)
+  sigma = sigma * (1 - rounding * function.eps)
 
   def at(distance):
     def of_start(x, v, typical):
       steps = distance * typical * jnp.arange(-1, 2, dtype=x.dtype)
       # What the leaves' dtypes make of the points is what the function gets.
-      points = jax.vmap(lambda step: traced.join(traced.split(x + step * v)))(steps)
-      values = jax.vmap(f)(points)
-      sizes = up(jax.vmap(_norm)(values), roundings(traced.n_out))
+      points = jax.vmap(lambda step: function.join(function.split(x + step * v)))(steps)
+      outputs = jax.vmap(f)(points)
+      sizes = up(jax.vmap(_norm)(outputs), roundings(function.n_out))
       left, right = jnp.array([0, 1, 0]), jnp.array([2, 2, 1])
-      lost = rounding * traced.eps * up(sizes[left] + sizes[right])
-      rises = jax.vmap(_norm)(values[right] - values[left])
-      runs = up(jax.vmap(_norm)(points[right] - points[left]), roundings(traced.n_in))
-      rises = jnp.maximum(down(rises, roundings(traced.n_out)) - lost, 0)
+      lost = rounding * function.eps * up(sizes[left] + sizes[right])
+      rises = jax.vmap(_norm)(outputs[right] - outputs[left])
+      runs = up(jax.vmap(_norm)(points[right] - points[left]), roundings(function.n_in))
+      rises = jnp.maximum(down(rises, roundings(function.n_out)) - lost, 0)
       return jnp.where(runs > 0, down(rises / nonzero(runs)), 0)
 
     return jax.vmap(of_start)(x, v, typical)
