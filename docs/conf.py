@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import re
@@ -11,6 +12,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the pages say the same on every machine
+# Cells run once or twice. So compiled, pages take a half to a quarter of the time.
+sys.path.append(str(HERE.parent / "tests"))
+os.environ.setdefault("XLA_FLAGS", importlib.import_module("fast_compile").XLA_FLAGS)
 # Pages are executed side by side (-j), in a thread each.
 os.environ.setdefault("NPROC", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

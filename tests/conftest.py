@@ -19,18 +19,15 @@ import os
 import zlib
 from pathlib import Path
 
+from fast_compile import XLA_FLAGS
+
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
 from hypothesis import settings
 
-if "XLA_FLAGS" not in os.environ:
-  flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-  flags += ["--xla_cpu_parallel_codegen_split_count=1"]
-  if jax.__version_info__ < (0, 11):  # later ones do not know it, and abort
-    flags += ["--xla_cpu_use_fusion_emitters=false"]
-  os.environ["XLA_FLAGS"] = " ".join(flags)
 N_DEVICES = int(os.environ.get("LIPJAX_TEST_DEVICES", "1"))
 if N_DEVICES > 1:
   jax.config.update("jax_platforms", "cpu")
