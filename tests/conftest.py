@@ -13,6 +13,7 @@
   the other workers' cores. NumPy reads it when it is imported, here in the workers of xdist.
 """
 
+import collections
 import gc
 import itertools
 import os
@@ -51,8 +52,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 _MAPS, _TESTS = Path("/proc/self/maps"), itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config, items):
-  """Leaves the tests of one part."""
+  """Marks cases after the `first` ones `thorough`, and leaves the tests of one part."""
+  n_seen = collections.Counter()
+  for item in items:
+    first = item.get_closest_marker("first")
+    n_seen[item.path, item.originalname if first else ""] += 1
+    if first and n_seen[item.path, item.originalname] > first.args[0]:
+      item.add_marker(pytest.mark.thorough)
   part, n_parts = map(int, os.environ.get("LIPJAX_TEST_SHARE", "1/1").split("/"))
   is_in = lambda item: zlib.crc32(item.nodeid.encode()) % n_parts == part % n_parts
   config.hook.pytest_deselected(items=[item for item in items if not is_in(item)])

@@ -105,6 +105,7 @@ def test_transformer_quick(tmp_path, capsys):
   assert "rates within 0.2 nats" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_plasticity_quick(tmp_path, capsys):
   pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
   numbers = run_quick(tmp_path, "plasticity")
@@ -327,6 +328,7 @@ def test_rates_survive_within_the_margin_at_the_best_strength():
   assert choose.with_other_seeds(found, [method], 2) == [other_seed]
 
 
+@pytest.mark.thorough
 def test_what_holds_norms_holds_all_matrices_but_the_tables():
   methods, network = load("transformer_methods"), load("transformer_network")
   small = network.Transformer(11, length=6, width=8, heads=2, layers=1)

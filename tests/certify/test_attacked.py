@@ -13,6 +13,8 @@ from reference import FLOAT
 
 import lipjax
 
+pytestmark = pytest.mark.thorough
+
 SPREAD = (4, 64)
 
 

@@ -78,6 +78,7 @@ def reshaped(w, x):
   return branch(w, 3 * x.reshape((2, 4)).T.ravel())
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
   ("layer", "radius"),
   [
@@ -99,6 +100,7 @@ def test_no_slope_is_larger(layer, radius):
   assert lower <= found <= product
 
 
+@pytest.mark.thorough
 def test_a_ball_that_a_block_does_not_start_from():
   """Slopes are those in the domain, distances those of the block's own beginning."""
   fn = lambda x: branch(W[1], 100 * branch(W[0], x) + 5)
@@ -108,6 +110,7 @@ def test_a_ball_that_a_block_does_not_start_from():
   assert np.linalg.norm(jacobian, 2) <= found
 
 
+@pytest.mark.thorough
 def test_margins_of_residual_layers_of_norm_1():
   raw = [normal(i, (8, 12), FLOAT) for i in range(2)]
   last = lipjax.orthogonal_map({"kernel": normal(9, (8, 3), FLOAT)})["kernel"]

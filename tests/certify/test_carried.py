@@ -73,6 +73,7 @@ def test_a_step_with_weights_that_are_no_numbers(bad):
   assert np.all(np.isfinite(after))
 
 
+@pytest.mark.thorough
 def test_derivatives_and_scan():
   def loss(weights, state):
     pairs, state = BOUNDS.update(state, weights, X)

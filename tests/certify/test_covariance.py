@@ -90,6 +90,7 @@ def test_the_next_ellipsoid_is_not_too_small(kind, share):
       assert top_sigma(found - g @ p @ g.T) <= 1e-3 * top_sigma(g @ p @ g.T)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "of",
   [

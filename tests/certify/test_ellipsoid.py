@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from marks import thorough
 from reference import FLOAT, X64, normal, top_sigma
 
 import lipjax
@@ -77,6 +78,7 @@ def test_relu_networks(widths, effort):
     assert truth * (1 - 1e-12) <= found <= 2 * truth
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("low", [pytest.param(0.0, marks=SLOW), -0.5])
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_slopes_of_every_neuron(widths, low):
@@ -126,6 +128,7 @@ def test_degenerate_weights(weights):
   assert truth * (1 - 1e-12) <= found["ellipsoid"] <= found["product"] * 1.01
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("widths", "cost"),
   [pytest.param((64, 64, 64, 64, 10), 5e-4, marks=SLOW), ((512, 512, 512, 3), 2e-3)],
@@ -169,6 +172,7 @@ def test_liplt_is_no_better(function, radius):
   assert found["ellipsoid"] <= 1.001 * liplt
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("n_layers", [2, 4, pytest.param(8, marks=SLOW)])
 def test_liplt_is_no_better_without_a_step(n_layers, monkeypatch):
   monkeypatch.setattr(effort, "OPERATIONS", 0)
@@ -242,6 +246,7 @@ SORTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name", [pytest.param(name, marks=[SLOW] * (name != "halves")) for name in SORTS]
 )
@@ -338,7 +343,7 @@ def rescaled(w, x):
   return x - 2 * w.T @ (jnp.tanh(w @ x) / t)
 
 
-@pytest.mark.parametrize("n_layers", [1, 3, pytest.param(6, marks=SLOW)])
+@pytest.mark.parametrize("n_layers", [1, thorough(3), pytest.param(6, marks=SLOW)])
 @pytest.mark.parametrize("layer", [potential, reflected, rescaled])
 def test_layers_that_are_1_lipschitz(layer, n_layers):
   # Their multipliers are at the limit, where what grows without bound is what nobody sees.
@@ -353,6 +358,7 @@ def test_layers_that_are_1_lipschitz(layer, n_layers):
     assert bound("default") <= (1.02 if layer is rescaled else 1.001)
 
 
+@pytest.mark.thorough
 def test_a_residual_network_of_orthogonal_weights():
   weights = [orthogonal(i, 16) for i in range(3)]
 
@@ -391,6 +397,7 @@ def shared(weights, x):
   return jnp.sort(weights[2] @ u) + jnp.sin(u[::-1])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
   ("fn", "radius"),
   [
@@ -426,6 +433,7 @@ def test_nearly_linear_networks():
   assert truth <= found <= 1.1 * truth
 
 
+@pytest.mark.thorough
 def test_jit_vmap_and_derivatives():
   nets = [network(seed, (4, 6, 4)) for seed in range(3)]
   stacks = [jnp.stack(ws) for ws in zip(*nets, strict=True)]
@@ -439,6 +447,7 @@ def test_jit_vmap_and_derivatives():
     np.testing.assert_allclose(jnp.vdot(w, slope), found[0], rtol=1e-2)
 
 
+@pytest.mark.thorough
 def test_derivatives_of_a_step():
   seen = lambda a, d, m: _seen((a + a.T) / 2, d, m)
   root = normal(0, (5, 5), FLOAT)
@@ -449,6 +458,7 @@ def test_derivatives_of_a_step():
   check_grads(seen, args, order=2, atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   "of",
   [

@@ -15,6 +15,7 @@ def net(x):
   return jax.nn.softmax(3 * h) - h
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("domain", [{}, {"radius": 0.1}])
 def test_steps_lead_to_the_bound(domain):
   x = jnp.zeros(4, FLOAT)

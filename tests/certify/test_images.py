@@ -162,6 +162,7 @@ def steepest(fn, x, n=12, sizes=(1.0, 10.0, 100.0)):
   return found
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
   "fn",
   [
@@ -178,6 +179,7 @@ def test_above_every_slope_and_no_better_than_dense(fn):
   assert 0.97 * dense <= tied <= 2.5 * dense
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("fn", "radius"),
@@ -189,6 +191,7 @@ def test_never_below_a_slope_that_is_searched_for(fn, radius, only_images):
   assert float(slope) <= min(found.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "fn",
   [
@@ -212,6 +215,7 @@ def test_results_that_are_images(fn):
   np.testing.assert_allclose(slope, min(found.values()), rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_several_results_that_are_images():
   def fn(x):
     y = relu(conv(x, W[0]))
@@ -223,6 +227,7 @@ def test_several_results_that_are_images():
   assert steepest(joined, X) <= found <= 2.5 * bounds_by_engine(joined, 0, (X,))["ellipsoid"]
 
 
+@pytest.mark.thorough
 def test_residual_convolutions_of_norm_1(only_images):
   def fn(x):
     inner, outer = lipjax.sll_kernels(W[0])
@@ -231,6 +236,7 @@ def test_residual_convolutions_of_norm_1(only_images):
   assert 0.9 < bounds_by_engine(fn, 0, (X,))["ellipsoid"] <= 1.1
 
 
+@pytest.mark.thorough
 def test_pools_by_the_maximum(only_images):
   found = bounds_by_engine(pooled, 0, (X,))
   assert "ellipsoid" in found
@@ -238,6 +244,7 @@ def test_pools_by_the_maximum(only_images):
 
 
 # As many rows as channels, and not.
+@pytest.mark.thorough
 @pytest.mark.parametrize("side", [8, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
   "between",
@@ -267,6 +274,7 @@ def test_images_that_are_left_alone(only_images):
     assert steepest(fn, X) <= min(found.values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fn", [strided, pytest.param(residual, marks=pytest.mark.slow)])
 def test_on_a_ball(fn, only_images):
   everywhere = bounds_by_engine(fn, 0, (X,))["ellipsoid"]
@@ -274,6 +282,7 @@ def test_on_a_ball(fn, only_images):
   assert steepest(fn, X, sizes=(0.1,)) <= found <= 1.01 * everywhere
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "gains", [(1e-12, 1e12), pytest.param((1e10, 1e-14), marks=pytest.mark.slow)]
 )
@@ -286,6 +295,7 @@ def test_scales(gains, only_images):
   )
 
 
+@pytest.mark.thorough
 def test_pairs_derivatives_and_jit(only_images):
   def fn(params, x):
     return (relu(conv(relu(conv(x, params[0])), params[1])).mean((1, 2)) @ params[2])[0]
@@ -300,6 +310,7 @@ def test_pairs_derivatives_and_jit(only_images):
     np.testing.assert_allclose(jnp.vdot(w, slope), value, rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_no_factor_is_found_again_for_derivatives(only_images):
   """It would run beside the first, and batches of both can wait for each other for ever."""
   layers = prepared(layers_of(strided))
@@ -319,6 +330,7 @@ def layers_of(fn):
   return found[1]["ellipsoid"].layers
 
 
+@pytest.mark.thorough
 def test_real_and_imaginary_parts_are_in_one_unit():
   # Sums in another order differ by a rounding, and here on two sides of a power of two.
   low, one = np.nextafter(FLOAT(0.5), FLOAT(0)), np.ones(4, np.int32)
@@ -333,6 +345,7 @@ def test_real_and_imaginary_parts_are_in_one_unit():
   np.testing.assert_array_equal(scales[:2], scales[2:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 2)])
 def test_symbols_are_those_of_the_convolution(strides):
   torus, w = Torus((6, 4)), normal(0, (3, 3, 2, 3))
@@ -355,6 +368,7 @@ def test_symbols_are_those_of_the_convolution(strides):
   np.testing.assert_array_equal(np.where(flips[..., None], -kept % (6, 4), kept), frequencies)
 
 
+@pytest.mark.thorough
 def test_spectra_are_those_of_linear_functions():
   torus, rows = Torus((7, 4)), normal(0, (5, 2, 4, 3))
   x = np.zeros((7, 4, 2))
@@ -373,6 +387,7 @@ def _coefficients(x, frequencies):
   return np.concatenate([found.real, found.imag], -1)
 
 
+@pytest.mark.thorough
 def test_a_network_too_large_for_a_matrix():
   fn = functools.partial(_deep, [kernel(k, 3, 3, 6, 6) for k in range(4)])
   x = normal(0, (1, 19, 19, 6))

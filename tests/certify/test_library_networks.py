@@ -250,7 +250,7 @@ def nnx_scan():
   return inside(make(nnx.Rngs(0)), lambda layers, x: turn(x, layers)), VECTOR
 
 
-LINEAR = (eqx_linear, hk_linear, linen_linear, nnx_linear)
+LINEAR = (hk_linear, linen_linear, nnx_linear, eqx_linear)
 QUICK = (linen_scan, nnx_u_net)
 SLOW = (
   eqx_batch_norm, eqx_convolutions, eqx_scan, eqx_unrolled, hk_resnet, hk_lstm, hk_layer_stack,
@@ -258,6 +258,7 @@ SLOW = (
 )  # fmt: skip
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
   "network", [*LINEAR, *QUICK, *(pytest.param(network, marks=pytest.mark.slow) for network in SLOW)]
 )

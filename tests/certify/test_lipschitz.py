@@ -55,6 +55,7 @@ LINEAR = {
 }
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_functions_are_exact(name):
   fn, shape = LINEAR[name]
@@ -87,6 +88,7 @@ SCALARS = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", SCALARS)
 def test_activations(name):
   fn, slope = SCALARS[name]
@@ -135,6 +137,7 @@ def test_names_say_nothing():
   assert upper(jax.jit(silu), (5,)) == exact(7)
 
 
+@pytest.mark.thorough
 def test_derivative_rules_say_nothing():
   @jax.custom_vjp
   def identity(x):
@@ -176,6 +179,7 @@ def test_what_is_not_used_does_not_raise():
   assert upper(lambda x: (jnp.exp(x), x)[1], (4,)) == 1
 
 
+@pytest.mark.thorough
 def test_homogeneity():
   net = lambda scale: lambda x: jax.nn.relu(x @ (scale * A)) @ B
   one = upper(net(1.0), (5,))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.extend.core import Primitive
+from marks import thorough
 
 import lipjax
 from lipjax.certify import maps, matrix
@@ -80,11 +81,13 @@ def applied(module, shape, seed=0):
   return (lambda x: module.apply(variables, x)), x
 
 
-QUICK = ("attention", "layer")
-
-
 @pytest.mark.parametrize(
-  "name", [pytest.param(x, marks=[] if x in QUICK else pytest.mark.slow) for x in NETWORKS]
+  "name",
+  [
+    "layer",
+    thorough("attention"),
+    *(pytest.param(x, marks=pytest.mark.slow) for x in NETWORKS if x not in ("attention", "layer")),
+  ],
 )
 def test_bounds_on_balls(name):
   module, shape = NETWORKS[name]
@@ -107,6 +110,7 @@ def test_no_matrix_of_a_small_node(monkeypatch):
   assert largest_slope(fn, x, 0.1) <= upper <= float(jnp.linalg.norm(w, 2)) * 1.01
 
 
+@pytest.mark.thorough
 def test_what_cancels_on_a_box():
   """Sums and differences that give back each input: neither intervals nor l2 see how near it is."""
   n, r = 16, 0.1
@@ -154,6 +158,7 @@ def test_a_transformer_block_in_float64():
         assert upper <= 3 * found
 
 
+@pytest.mark.thorough
 def test_boxes():
   square = lambda x: x**2
   assert float(lipjax.lipschitz_upper_bound(square, box=(-1, 3))(jnp.ones(4))) == pytest.approx(
@@ -200,6 +205,7 @@ def test_what_only_looks_like_a_normalization_is_none(fn):
   assert upper == np.inf
 
 
+@pytest.mark.thorough
 def test_normalizations_written_otherwise():
   eps = 1e-3
   rows = lambda x: x.reshape((4, 2, 3))
@@ -226,6 +232,7 @@ def test_attention_raises_everywhere_and_says_what_to_do():
     lipjax.lipschitz_upper_bound(fn)(x)
 
 
+@pytest.mark.thorough
 def test_local_bounds_are_jittable_and_differentiable():
   module = Dense(nn.gelu)
   x = jax.random.normal(jax.random.key(1), (6,))

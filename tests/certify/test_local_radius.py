@@ -39,6 +39,7 @@ def radii(x):
   return lipjax.certified_radius(net(WEIGHTS, x), everywhere), local
 
 
+@pytest.mark.thorough
 def test_a_batch_under_jit():
   points = normal(3, (8, 4), scale=2.0)
   everywhere, local = map(np.asarray, radii(points))

@@ -222,6 +222,7 @@ def test_function_undefined_on_half_the_space():
 # ---- nothing to find ----
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
   "fn",
   [
@@ -361,6 +362,7 @@ def published(name):
   return fn, jnp.zeros(weights[0].shape[1], FLOAT)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
   ("name", "low", "high"), [("random", 36.48, 36.48223 * (1 + 1e-6)), ("mnist", 24.29, 24.320)]
 )

@@ -15,6 +15,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("domain", "distance", "size"), CASES)
 def test_starts_lie_in_the_domain(domain, distance, size):
   """A slope outside of it is not found, and the one in its middle is, up to rounding of `fn`."""

@@ -91,6 +91,7 @@ def test_a_network_of_linen_that_is_no_chain_under_jit():
 V, W, LAST = normal(0, (6, 8)), normal(1, (6, 8), scale=3.0), normal(2, (8, 5))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "fn",
   [
@@ -203,6 +204,7 @@ def test_radii_grow_and_no_attack_succeeds_within():
   assert np.mean(found) > 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("effort", ["fast", pytest.param("default", marks=pytest.mark.slow)])
 def test_gradients_in_the_parameters(effort):
   model, variables, x = linen()
@@ -246,6 +248,7 @@ def test_degenerate_logits():
   assert np.asarray(lipjax.certified_radius(x.at[0].set(2), bad)) == 0
 
 
+@pytest.mark.thorough
 def test_several_arguments_and_dtypes():
   w, v = normal(0, (3, 5)), normal(1, (4, 5))
   fn = lambda x, y: jnp.tanh(x["a"] @ w + y @ v)[None, None]

@@ -8,11 +8,12 @@ from certify.primitive_programs import BOX, run
 BLOCK = 20
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
   ("box", "dtype", "n_programs", "n_cases", "n_bounds"),
   [
-    (None, jnp.float32, 8, 1, 3),
     (None, jnp.bfloat16, 4, 1, 1),
+    (None, jnp.float32, 8, 1, 3),
     (None, jnp.float16, 2, 8, 8),
     (BOX, jnp.float32, 2, 1, 1),
   ],

@@ -52,12 +52,14 @@ def check_on_balls(program):
       assert found <= float(upper) * (1 + 1e-5), (name, radius)
 
 
+@pytest.mark.thorough
 @settings(max_examples=4, **SETTINGS)
 @given(programs())
 def test_no_slope_is_above(program):
   check(program)
 
 
+@pytest.mark.thorough
 @settings(max_examples=2, **SETTINGS)
 @given(programs())
 def test_no_slope_in_a_ball_is_above(program):

@@ -57,6 +57,7 @@ def sampled(fn, lower, upper):
   return values.min(0), values.max(0)
 
 
+@pytest.mark.first(10)
 @pytest.mark.parametrize("name", [*MOVES, *SUMS])
 def test_ranges(name):
   fn = MOVES.get(name) or SUMS[name]
@@ -102,6 +103,7 @@ def test_what_is_called_keeps_its_ranges(name):
   assert 2 <= upper < 2.5
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("fn", [jax.nn.log_softmax, jax.nn.logsumexp, jax.nn.softmax])
 def test_functions_of_a_row_in_half_precision(fn, dtype):

@@ -36,6 +36,7 @@ def squash():
   return lambda x: squash_p.bind(x)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("domain", [{}, {"radius": 0.3}, {"box": (-1.0, 0.5)}])
 def test_slopes_are_used_as_those_of_functions_that_are_known(squash, domain):
   w = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)

@@ -50,6 +50,7 @@ def test_rules(name):
   assert upper <= found * (1 + 1e-3 if name in LINEAR_RULES else 3**0.5)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("is_small", [False, True])
 def test_what_is_traced_may_choose(is_small):
   """A branch, and places: the bound is that of those which are chosen when it is computed."""

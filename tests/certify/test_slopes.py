@@ -107,6 +107,7 @@ def test_functions_by_hand(name):
   check(slope_interval(BY_HAND[name]), BY_HAND[name], 2e-4)
 
 
+@pytest.mark.first(60)
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *BY_HAND])
 @pytest.mark.parametrize("domain", [{"lo": -0.75, "hi": 0.5}, {"lo": 1, "hi": 4}])
 def test_bounded_domains(name, domain):

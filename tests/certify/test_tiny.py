@@ -16,6 +16,8 @@ from lipjax.certify.lipschitz import bounds_by_engine
 from lipjax.certify.maps import Known
 from lipjax.rounding.numbers import norm_above, times_above
 
+pytestmark = pytest.mark.thorough
+
 TINY = float(np.finfo(np.float32).tiny)
 A, B = (np.asarray(normal(seed, (4, 4)), np.float32) for seed in (0, 1))
 SMALL = np.float32(1e-22)

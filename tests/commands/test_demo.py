@@ -25,6 +25,7 @@ def digits():
   return demo_data.load()
 
 
+@pytest.mark.thorough
 def test_quick_run_prints_a_table_and_writes_a_figure_and_numbers(tmp_path, capsys):
   pytest.importorskip("sklearn")
   pytest.importorskip("matplotlib")

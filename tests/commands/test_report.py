@@ -239,6 +239,7 @@ def test_torch_names(tmp_path, capsys):
   assert norms["layer1/0/bn1/weight"] == 1
 
 
+@pytest.mark.thorough
 def test_products_of_lora_pairs_and_of_heads(tmp_path, capsys):
   rng = np.random.default_rng(0)
   leaves = {

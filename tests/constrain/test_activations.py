@@ -70,6 +70,7 @@ def test_at_a_right_angle_it_is_max_and_min():
   assert lipjax.householder(x.astype(jnp.bfloat16), jnp.pi / 2).dtype == jnp.bfloat16
 
 
+@pytest.mark.thorough
 def test_a_reflecting_network_is_proved_to_be_1_lipschitz():
   raw = {f"dense_{i}": {"kernel": normal(i, (8, 8))} for i in range(2)}
   kernels = [x["kernel"] for x in lipjax.orthogonalize(raw).values()]

@@ -188,6 +188,7 @@ def test_params_without_operators_and_other_params_raise():
     tx.update(PARAMS, tx.init({"other": {"kernel": jnp.ones((2, 2))}}), PARAMS)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("method", ["scale", "clip_svd", "clip_sign", "clip_top"])
 def test_initial_radii_are_those_of_each_slice(method):
   """As many slices as a slice has singular values: what is broadcast wrongly fits as well."""

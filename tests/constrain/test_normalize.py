@@ -24,6 +24,7 @@ def converged(operator, w):
   return lipjax.init_singular_vectors({"w": w}, layout={"w": operator}, start="converged")
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("mode", ["target", "cap"])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_norms_are_at_the_target(name, mode):
@@ -40,6 +41,7 @@ def test_norms_are_at_the_target(name, mode):
     np.testing.assert_allclose(top_sigma(operator_matrices(operator, after)), expected, rtol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"stack in the middle"}))
 def test_gradient_is_the_closed_form_and_that_of_finite_differences(name):
   operator, shape = OPERATORS[name]
@@ -101,6 +103,7 @@ def train(params, vectors, step, n_steps=600):
   return params, vectors
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("mode", ["target", "cap"])
 def test_norms_stay_within_a_thousandth_through_training(mode):
   # Here a second singular value overtakes the first after some 400 steps.

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import thorough
 from reference import dense_convolution, normal, top_sigma
 
 import lipjax
@@ -151,6 +152,7 @@ def test_layers_have_slopes_of_at_most_one(kernels, kind):
     assert slopes(layer_of(kernels, raw), (inputs,)) <= 1 + 4 * EPS * hidden**0.5
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   "activation", [jax.nn.relu, pytest.param(jnp.tanh, marks=pytest.mark.slow)]
 )
@@ -162,6 +164,7 @@ def test_our_certifier_proves_layers(kernels, activation):
   assert bound("tight") <= (1.005 if kernels is sandwich else 1.001)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("kernels", LAYERS)
 def test_half_precision_and_derivatives_of_layers(kernels):
   raw = raw_of("normal", 6, 9)
@@ -214,7 +217,8 @@ def test_residual_convolutions(kind, padding):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-  "shape", [(3, 3, 4, 4), (2, 5, 3, 3), (3, 3, 2, 5), (3, 3, 5, 2), (4, 1, 1)]
+  "shape",
+  [(3, 3, 4, 4), (3, 3, 2, 5), *map(thorough, [(2, 5, 3, 3), (3, 3, 5, 2), (4, 1, 1)])],
 )
 def test_orthogonal_convolutions(shape, kind):
   *taps, inputs, outputs = shape
@@ -272,6 +276,7 @@ def test_errors():
     lipjax.orthogonal_convolution(jnp.ones((5, 2, 4)), (3, 3, 2, 4))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
 def test_derivatives_of_the_cayley_map_are_those_of_its_formula(shape):
   """Of first and second order: the steps against rounding count as the identity."""

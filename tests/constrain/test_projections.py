@@ -39,6 +39,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_exact_norm_is_at_most_the_radius(name, method):
@@ -66,6 +67,7 @@ def test_inside_the_ball_every_bit_stays(method):
     np.testing.assert_array_equal(projected.view(np.uint8), np.asarray(w).view(np.uint8))
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("method", ["clip_svd", "clip_sign"])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_clipping_is_the_nearest_point(name, method):
@@ -108,6 +110,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.first(9)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_and_every_slice_for_itself(name, method):

@@ -46,6 +46,7 @@ def of(norm):
   return {name: PARAMS[name] for name in names}, {name: LAYOUT[name] for name in names}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("norm", ["spectral", "frobenius", "rows", "columns"])
 def test_norms_are_the_radius(norm):
   params, layout = of(norm)
@@ -57,6 +58,7 @@ def test_norms_are_the_radius(norm):
     assert norm in ("rows", "columns") or np.ptp(direction, axis=(-2, -1)).max() < 1e-5
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("norm", ["spectral", "frobenius", "rows", "columns"])
 def test_norms_stay_the_initial_ones(norm):
   params, layout = of(norm)
@@ -188,6 +190,7 @@ def test_decay_takes_a_strength_per_operator():
     assert top_sigma(updates[name]["kernel"]) == pytest.approx(strength * sigma, rel=1e-2)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("norm", ["spectral", "frobenius", "rows"])
 def test_a_zero_has_no_initial_radius(norm):
   params = {"kernel": jnp.zeros((3, 2))}
@@ -199,6 +202,7 @@ def test_a_zero_has_no_initial_radius(norm):
   np.testing.assert_array_equal(updates["kernel"], 1)
 
 
+@pytest.mark.thorough
 def test_initial_radii_under_wrappers():
   """Masks, other trees' maps, vmap and scan, with radii in the state."""
   params = {"a": {"kernel": PARAMS["dense"]}, "b": {"kernel": jnp.zeros((3, 2))}}

@@ -56,6 +56,7 @@ def test_a_curve_on_the_manifold_has_such_slopes():
   np.testing.assert_allclose(found["kernel"], slope["kernel"], atol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("direction", [optax.trace(0.9), optax.scale_by_adam()])
 @pytest.mark.parametrize("shape", [(12, 8), (8, 12)])
 def test_a_thousand_steps_stay_on_it(direction, shape):

@@ -38,6 +38,7 @@ def dense_norm(operator, w):
   return jnp.linalg.svd(matrix, compute_uv=False)[0]
 
 
+@pytest.mark.first(1)
 def test_decay_adds_the_gradient_of_the_squared_norm(name):
   operator, w, layout = setup(name)
   tx = lipjax.add_spectral_decay(0.3, n_steps=100, **layout)
@@ -49,6 +50,7 @@ def test_decay_adds_the_gradient_of_the_squared_norm(name):
   np.testing.assert_allclose(sigma, operator_sigma(operator, w), rtol=1e-5)
 
 
+@pytest.mark.first(1)
 def test_normalized_norm_is_the_target(name):
   operator, w, layout = setup(name)
   vectors = lipjax.init_singular_vectors({"kernel": w}, start="converged", **layout)

@@ -80,6 +80,7 @@ WAYS = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("way", WAYS)
 def test_restored_training_continues_bit_for_bit(case, way, tmp_path):
   """Five steps, a checkpoint, five steps equal ten steps; no second trace."""

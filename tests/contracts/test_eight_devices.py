@@ -7,14 +7,16 @@ import sys
 
 import jax
 import pytest
+from marks import thorough
 
 HERE = pathlib.Path(__file__).parent
 FILES = sorted(HERE.glob("sharded/test_*.py"))
 
 
+@pytest.mark.parametrize("chosen", ["not slow and not thorough", thorough("thorough and not slow")])
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.skipif(jax.device_count() > 1, reason="sharded/ is collected in this process itself")
-def test_sharded_suite_passes_on_eight_devices(half):
+def test_sharded_suite_passes_on_eight_devices(half, chosen):
   """Points 11, 12, 16 and 22. lipjax's products differ by the number of devices.
 
   In halves, which two cores run at once.
@@ -23,7 +25,7 @@ def test_sharded_suite_passes_on_eight_devices(half):
   environment = os.environ | {"LIPJAX_TEST_DEVICES": "8"}
   environment.pop("PYTEST_ADDOPTS", None)
   done = subprocess.run(
-    [*command, *map(str, FILES[half::2])],
+    [*command, "-m", chosen, *map(str, FILES[half::2])],
     cwd=HERE.parents[1],
     env=environment,
     capture_output=True,

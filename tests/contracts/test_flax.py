@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from contracts.registry import assert_close, normal, run, step, types, updates_like
 from flax import nnx
 
@@ -17,6 +18,7 @@ class Net(nnx.Module):
     self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 2, rngs=rngs)])
 
 
+@pytest.mark.first(2)
 def test_nnx_optimizer_equals_the_plain_update(case):
   """Point 16: `nnx.Optimizer`, eager and under `nnx.jit`, gives optax's own params."""
   tx = case.chain(optax.sgd(0.1))

@@ -26,6 +26,7 @@ def finish(process):
   assert process.returncode == 0, output
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_training_goes_on_bit_for_bit(tmp_path, devices):
   straight, killed = tmp_path / "straight", tmp_path / "killed"

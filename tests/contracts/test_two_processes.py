@@ -45,6 +45,7 @@ def run_workers(count, result):
     return dict(found)
 
 
+@pytest.mark.thorough
 def test_two_processes_equal_one(tmp_path):
   """One update of every transformation: two processes of two devices, and one of four."""
   two = run_workers(2, tmp_path / "two.npz")

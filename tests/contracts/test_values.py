@@ -18,6 +18,7 @@ from contracts.registry import (
   types,
   updates,
 )
+from marks import thorough
 from optax._src.base import NO_PARAMS_MSG
 
 
@@ -61,7 +62,7 @@ def test_dtype_is_kept(case, dtype):
     assert types(state) == types(start)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", *map(thorough, ("float16", "float64"))])
 def test_values_do_not_depend_on_dtype(case, dtype):
   """Point 6: the numbers in another dtype are those in float32 but for rounding."""
   with jax.enable_x64(dtype == "float64" or jax.config.jax_enable_x64):
@@ -95,6 +96,7 @@ def test_constant_schedule_equals_float(case):
   assert_close(scheduled, run(case.build(), params(), grads=updates()))
 
 
+@pytest.mark.first(6)
 def test_schedule_counts_updates_from_zero(case):
   """Point 9: the n-th update uses ``schedule(n)``, n from 0."""
   p, zeros = params(), jax.tree.map(jnp.zeros_like, params())
@@ -135,6 +137,7 @@ KINDS = {
 }
 
 
+@pytest.mark.first(30)
 @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_off_leaves_every_bit(case, kind, jitted):

@@ -92,6 +92,7 @@ def raw(model):
 # The norm of the layer is the target
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize(("transposed", "options", "shape"), CASES, ids=IDS)
 def test_linen_norm_is_that_of_the_layer(transposed, options, shape):
   model, x = linen_norm()(linen_conv(transposed, options, shape)), normal(1, (2, *shape))
@@ -106,6 +107,7 @@ def test_linen_norm_is_that_of_the_layer(transposed, options, shape):
 
 
 # One reader serves both, so these are fewer.
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   "case", ["strided", "grouped", "dilated", "circular", "causal", "transposed_kernel"]
 )
@@ -209,6 +211,7 @@ def test_linen_reads_every_convolution_of_a_layer():
     assert stats[f"layer_instance/Conv_{i}/kernel/u"].shape == u
 
 
+@pytest.mark.thorough
 def test_nnx_reads_every_convolution_of_a_layer_and_writes_no_state():
   layer = NnxCNN(nnx.Rngs(0))
   before = copies(nnx.to_pure_dict(nnx.state(layer)))
@@ -347,6 +350,7 @@ def test_linen_cnn_keeps_every_norm():
   np.testing.assert_array_equal(model.apply(variables, x), y)
 
 
+@pytest.mark.thorough
 def test_nnx_cnn_keeps_every_norm():
   x, labels = data()
   wrap = lambda layer, shape: nnx_norm(layer, jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -388,6 +392,7 @@ def test_nnx_cnn_keeps_every_norm():
   assert_same(copies(nnx.to_pure_dict(nnx.state(model))), before)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrap", [nnx.jit, nnx.remat], ids=["jit", "remat"])
 def test_nnx_transformations_inside_the_layer(wrap):
   class Inner(nnx.Module):
@@ -406,6 +411,7 @@ def test_nnx_transformations_inside_the_layer(wrap):
     model(normal(1, (1, 7, 2), jnp.float32))
 
 
+@pytest.mark.thorough
 def test_nnx_checkpoint_keeps_shapes_and_values(tmp_path):
   x = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.float32)
   saved, other = (nnx_norm(NnxCNN(nnx.Rngs(seed)), x) for seed in (0, 1))

@@ -148,6 +148,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("case", LAYERS)
 def test_norm_is_the_target(case):
   make, shape = LAYERS[case]
@@ -157,6 +158,7 @@ def test_norm_is_the_target(case):
   np.testing.assert_allclose(norm_of(model, batch(*shape)), 0.7, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_every_projection_of_attention_has_the_target():
   attention = nnx.MultiHeadAttention(4, 16, 32, 24, rngs=nnx.Rngs(0), decode=False)
   wrapped = SpectralNorm(Reveal(attention), rngs=nnx.Rngs(0))
@@ -179,6 +181,7 @@ def test_embedding_maps_tokens_to_features():
   np.testing.assert_allclose(top_sigma(model(jnp.arange(11))), 1, rtol=1e-3)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   ("make", "out_axis"),
   [
@@ -247,6 +250,7 @@ def test_zero_weight_gives_the_layer_with_zero_weight():
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(stats(model)))
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e-2, 1e6, 1e30])
 def test_400_training_forwards_stay_right_at_any_scale(scale):
   """haiku "normalizes" a true norm of 1e-2 to 3e16 in 400 steps; Flax is wrong below 1e-6."""
@@ -380,6 +384,7 @@ class Block(nnx.Module):
     return self.out(self.dropout(jax.nn.relu(self.norm(self.conv(x)))))
 
 
+@pytest.mark.thorough
 def test_state_of_the_layer_keeps_working():
   model = Net(nnx.Rngs(0))
   block = model.body.layer_instance

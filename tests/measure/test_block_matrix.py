@@ -129,6 +129,7 @@ def test_many_groups_and_stacks():
     assert lower <= true <= upper <= 1.001 * true
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("operator", "taps"),
   [

@@ -100,6 +100,7 @@ ASCENDED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
   [
@@ -123,6 +124,7 @@ def test_kernels_ascended_to_break_the_bound(name, no_matrix):
   check(operator, w)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
   "m_n", [(5, 8), pytest.param((8, 8), marks=pytest.mark.slow), (3, 12)], ids=str
 )
@@ -134,6 +136,7 @@ def test_circular_is_tight(m_n, strides, no_matrix):
   assert bounds.names == "circulant"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("structure", ["gaussian", pytest.param("ones", marks=pytest.mark.slow)])
 def test_zeros_at_32_are_within_two_per_cent(structure, no_matrix):
   w = normal(1, (3, 3, 2, 2)) if structure == "gaussian" else jnp.ones((3, 3, 1, 1), FLOAT)
@@ -174,6 +177,7 @@ def test_groups_take_the_largest_and_not_the_product(no_matrix):
   assert bounds.upper < 1.1 * max(each)
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("padding", ["SAME", "CIRCULAR", "REFLECT"])
 @pytest.mark.parametrize("rungs", ["all", "no_matrix"])
 def test_input_smaller_than_the_kernel(padding, rungs, request):

@@ -158,6 +158,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(("loop", "name"), CASES)
 def test_tracked_within_a_percent_at_every_update(loop, name):
   operator, w = start(name)

@@ -58,6 +58,7 @@ def power(w, operator):
   return jnp.sum(lipjax.power_iteration(operator, w, n_steps=400).sigma)
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("name", LEAVES)
 @pytest.mark.parametrize("measure", [cold, warm, power])
 def test_gradient_of_every_operator(name, measure):
@@ -164,6 +165,7 @@ def slope_of_gradient(operator, w, direction):
   return (ends[0] - ends[1]) / (2 * step)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize(
   ("measure", "name"),
   [*((cold, name) for name in LEAVES), (warm, "stacked"), (power, "reshaped kernel")],
@@ -182,6 +184,7 @@ def test_second_derivatives_of_every_operator(name, measure):
 SYMMETRIC = [[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
 def test_hessians_in_every_mode(inner, outer):
@@ -194,6 +197,7 @@ def test_hessians_in_every_mode(inner, outer):
   assert float(squared.max()) == pytest.approx(1.5957, abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_third_derivatives():
   w = jnp.asarray(SYMMETRIC, FLOAT)
   third = lambda f: jax.jacfwd(jax.jacrev(jax.grad(f)))(w)
@@ -201,6 +205,7 @@ def test_third_derivatives():
   np.testing.assert_allclose(third(lambda w: cold(w, Dense())), exact, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_of_linear_functions():
   w = jnp.asarray(SYMMETRIC, FLOAT)
   norm = lambda w: lipjax.operator_norm(lambda x: w @ x, jnp.zeros(3, FLOAT))
@@ -212,6 +217,7 @@ def test_second_derivatives_of_linear_functions():
   np.testing.assert_allclose(both, jnp.stack([expected, expected / 2]), atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_second_derivatives_at_any_scale(scale):
   w = jnp.asarray(SYMMETRIC, FLOAT)
@@ -220,6 +226,7 @@ def test_second_derivatives_at_any_scale(scale):
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("w", [np.zeros((3, 3)), np.eye(3), np.ones((3, 2)), np.ones((1, 1))])
 def test_second_derivatives_are_finite_at_ties_and_at_zero(w):
   found = jax.hessian(cold)(jnp.asarray(w, FLOAT), Dense())
@@ -227,6 +234,7 @@ def test_second_derivatives_are_finite_at_ties_and_at_zero(w):
   assert w.any() or not found.any()
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("end", ["lower", "upper"])
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
 def test_second_derivatives_of_bounds(end, mode):
@@ -236,6 +244,7 @@ def test_second_derivatives_of_bounds(end, mode):
   np.testing.assert_allclose(mode(jax.jacrev(bound))(w), expected, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_second_derivatives_of_bounds_of_convolutions():
   operator, w = lipjax.Convolution((6, 6), padding="CIRCULAR"), normal(11, (3, 3, 2, 2))
   layout, direction = {"w": operator}, normal(12, w.shape)

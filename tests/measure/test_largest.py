@@ -56,6 +56,7 @@ def test_ties_zeros_and_nans(method):
     np.testing.assert_allclose(found / scale, [3, 2], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_first_and_second_derivatives():
   w = normal(9, (6, 5))
   found = lambda w: lipjax.spectral_norms({"kernel": w}, k=3)["kernel"]

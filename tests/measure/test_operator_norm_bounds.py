@@ -50,6 +50,7 @@ def test_fails_no_more_often_than_said():
   assert np.mean(np.asarray(uppers) < truth) <= 0.3
 
 
+@pytest.mark.thorough
 def test_pytrees_convolutions_and_derivatives():
   w = normal(1, (3, 3, 2, 3))
   operator = lipjax.Convolution((6, 6), padding="REFLECT")

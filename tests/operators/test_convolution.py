@@ -38,6 +38,7 @@ KERNELS = [(3, 3), (2, 5)]
 once = pytest.mark.skipif(X64, reason="compared in float32")
 
 
+@pytest.mark.first(15)
 @once
 @pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,6 +53,7 @@ def test_apply_is_flax_conv(kind, kernel_size):
   np.testing.assert_allclose(operator.apply(w, x), expected, atol=1e-5)
 
 
+@pytest.mark.first(16)
 @once
 @pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("transpose_kernel", [False, True])
@@ -135,6 +137,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.first(14)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_maps_agree(name):
   operator, shape = OPERATORS[name]
@@ -202,6 +205,7 @@ def test_errors_say_what_was_expected(make, said):
     make()
 
 
+@pytest.mark.first(14)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_sum_of_taps_is_the_convolution(name):
   """What bounds are made of on a GPU, whose convolutions may be Winograd's."""

@@ -43,6 +43,7 @@ def heads_of(layer):
   return np.einsum("ihd,jhd->hij", q, k)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtype", [FLOAT, jnp.bfloat16, jnp.float16])
 def test_lora_products_are_those_of_the_matrices(dtype):
   params = jax.tree.map(lambda x: x.astype(dtype), LORA)
@@ -124,6 +125,7 @@ def of_svd(layer):
   return jnp.linalg.svd(layer["lora_a"] @ layer["lora_b"], compute_uv=False)[0]
 
 
+@pytest.mark.thorough
 def test_derivatives_are_those_of_the_svd():
   layer = {name: LORA["up"][name] for name in ("lora_a", "lora_b")}
   layout = lipjax.lora_products(layer)

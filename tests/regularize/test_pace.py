@@ -47,6 +47,7 @@ def test_weights_at_rest_are_left_alone_also_where_some_are_zero():
   assert state.vectors.steps <= 10 + refreshes
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("moving", ["Dense_0", "LayerNorm_0"])
 @pytest.mark.parametrize("rate", [5e-4, 2e-3, 6e-3, 0.03])
 def test_weights_that_grow_or_shrink_are_followed_within_a_percent(moving, rate):

@@ -80,6 +80,7 @@ def test_the_update_is_the_gradient_of_the_penalty(penalty, target, exponent):
     np.testing.assert_allclose(norms[name], truth, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.thorough
 def test_the_update_is_the_gradient_of_spectral_penalty():
   tx = lipjax.add_spectral_decay(1.0, layout=LAYOUT, n_steps=STEPS)
   updates, _ = run(tx)
@@ -184,6 +185,7 @@ def test_strength_zero_monitors_and_changes_no_bit():
   )
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("penalty", ["squared", "norm", "hinge"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_non_finite_leaf_poisons_nobody_else(bad, penalty):

@@ -3,6 +3,7 @@
 import jax
 import pytest
 from jax.sharding import AxisType
+from marks import thorough
 
 
 def pytest_collection_modifyitems(items):
@@ -12,7 +13,7 @@ def pytest_collection_modifyitems(items):
       item.add_marker(skip)
 
 
-@pytest.fixture(params=["auto", "explicit", "explicit_without_set_mesh"])
+@pytest.fixture(params=["auto", "explicit", thorough("explicit_without_set_mesh")])
 def mesh(request):
   """A 4×2 mesh of each axis type; explicit ones with and without `jax.set_mesh`."""
   kind = AxisType.Auto if request.param == "auto" else AxisType.Explicit

@@ -26,6 +26,7 @@ def with_a_largest_direction(params):
   return jax.tree.map(lambda kernel: kernel + 0.4 * outer.astype(np.float32), params)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x"), P("x", None, "y")], ids=str)
 def test_a_decay_of_heads(mesh, spec):
   params, grads = with_a_largest_direction(normal(0, SHAPES)), normal(1, SHAPES)

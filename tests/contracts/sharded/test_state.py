@@ -44,7 +44,10 @@ def gathered(tree):
 
 # Step by step on the one mesh where each operation has to say what its axes become.
 WAYS = [
-  *(pytest.param(mesh, True, id=f"{mesh}-jit") for mesh in MESHES),
+  *(
+    pytest.param(mesh, True, id=f"{mesh}-jit", marks=[pytest.mark.thorough] * (mesh != "explicit"))
+    for mesh in MESHES
+  ),
   pytest.param("explicit", False, id="explicit-eager"),
   *(
     pytest.param(mesh, False, id=f"{mesh}-eager", marks=pytest.mark.slow)
