@@ -41,6 +41,7 @@ def test_every_record_is_met_by_an_example():
   assert LINEAR_OR_SO - met <= ELSEWHERE
 
 
+@pytest.mark.first(13)
 @pytest.mark.parametrize(("transfer", "i"), CASES)
 def test_no_slope_is_above_the_bound_of_an_example(transfer, i):
   fn = examples(transfer)[i]

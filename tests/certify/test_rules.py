@@ -40,6 +40,7 @@ MAXIMA = {
 }
 
 
+@pytest.mark.first(11)
 @pytest.mark.parametrize("name", [*LINEAR_RULES, *MAXIMA])
 def test_rules(name):
   fn = LINEAR_RULES.get(name) or MAXIMA[name]

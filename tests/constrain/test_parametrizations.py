@@ -144,6 +144,7 @@ def raw_of(kind, inputs, hidden):
 LAYERS = (sll, cpl, sandwich)
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", LAYERS)
 def test_layers_have_slopes_of_at_most_one(kernels, kind):
@@ -215,6 +216,7 @@ def test_residual_convolutions(kind, padding):
     assert top_sigma(jacobian) <= 1 + 4 * EPS * 4**0.5
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
   "shape",

@@ -35,6 +35,7 @@ def in_order(plan, square):
   return square[np.ix_(order, order)]
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_are_those_of_the_dense_square(kind):
   operator, shape = KINDS[kind]

@@ -34,7 +34,7 @@ CASES = {
 }
 
 
-@pytest.mark.first(5)
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", CASES)
 def test_against_the_dense_jacobian(name):
   fn, shape = CASES[name]

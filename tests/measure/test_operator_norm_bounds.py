@@ -24,6 +24,7 @@ def function_of(name):
   return w, lambda x: w @ x
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("n_steps", [20, 200])
 def test_contains_the_truth_and_is_as_wide_as_said(name, n_steps):
