@@ -39,7 +39,8 @@ class Keyed:
 def with_constants_as_inputs(program: Program) -> tuple[Program, list[Any]]:
   """The same with the arrays that it holds as its first inputs, and these arrays.
 
-  Literals stay: a program with another one is another program.
+  Literals stay: a program with another one is another program. The calls that equations were
+  written out of go, as they hold arrays too, which would live as long as the program.
   """
   moved: dict[int, tuple[Variable, Any]] = {}
 
@@ -48,7 +49,8 @@ def with_constants_as_inputs(program: Program) -> tuple[Program, list[Any]]:
       return atom
     return moved.setdefault(id(atom.value), (Variable(atom.aval), atom.value))[0]
 
-  equations = tuple(eqn._replace(inputs=tuple(map(read, eqn.inputs))) for eqn in program.equations)
+  without_calls = lambda eqn: eqn._replace(inputs=tuple(map(read, eqn.inputs)), calls=())
+  equations = tuple(map(without_calls, program.equations))
   outputs = tuple(map(read, program.outputs))
   first = tuple(variable for variable, _ in moved.values())
   return Program((*first, *program.inputs), equations, outputs), [x for _, x in moved.values()]

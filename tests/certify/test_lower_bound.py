@@ -1,7 +1,9 @@
 """Lower bounds of Lipschitz constants: below the truth, close to it, and not fooled."""
 
+import gc
 import itertools
 import pathlib
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -408,6 +410,18 @@ def test_a_function_traced_again_is_not_compiled_again(caplog):
     assert "_steepest" not in caplog.text
     assert_just_below(slope(eye, 2.5), 2.5)  # another literal
     assert "_steepest" in caplog.text
+
+
+def test_no_array_is_kept():
+  def slope():
+    w = jnp.eye(3, dtype=FLOAT)
+    inner = jax.jit(lambda x: jax.nn.relu(w @ x))
+    lipschitz_lower_bound(lambda x: inner(x), n_starts=2, n_ascent_steps=3)(X)
+    return weakref.ref(w)
+
+  array = slope()
+  gc.collect()
+  assert array() is None
 
 
 def test_is_differentiable_in_what_the_function_closes_over():
