@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import re
@@ -12,16 +11,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the pages say the same on every machine
-# Cells run once or twice. So compiled, pages take a half to a quarter of the time.
 sys.path.append(str(HERE.parent / "tests"))
-os.environ.setdefault("XLA_FLAGS", importlib.import_module("fast_compile").XLA_FLAGS)
 # Pages are executed side by side (-j), in a thread each.
 os.environ.setdefault("NPROC", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # The page about rules imports `rules_table` where it is executed, which is elsewhere.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
 
+import fast_compile  # noqa: E402
 import public_names  # noqa: E402
+
+# Cells run once or twice. So compiled, pages take a half to a quarter of the time.
+os.environ.setdefault("XLA_FLAGS", fast_compile.XLA_FLAGS)
 
 project = "lipjax"
 author = "The lipjax developers"

@@ -57,10 +57,10 @@ def pytest_collection_modifyitems(config, items):
   """Marks cases after the `first` ones `thorough`, and leaves the tests of one part."""
   n_seen = collections.Counter()
   for item in items:
-    first = item.get_closest_marker("first")
-    n_seen[item.path, item.originalname if first else ""] += 1
-    if first and n_seen[item.path, item.originalname] > first.args[0]:
-      item.add_marker(pytest.mark.thorough)
+    if first := item.get_closest_marker("first"):
+      n_seen[item.path, item.originalname] += 1
+      if n_seen[item.path, item.originalname] > first.args[0]:
+        item.add_marker(pytest.mark.thorough)
   part, n_parts = map(int, os.environ.get("LIPJAX_TEST_SHARE", "1/1").split("/"))
   is_in = lambda item: zlib.crc32(item.nodeid.encode()) % n_parts == part % n_parts
   config.hook.pytest_deselected(items=[item for item in items if not is_in(item)])

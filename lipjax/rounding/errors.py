@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 #: Up to so many chunks of a product are computed at once, where they have so few entries: on CPUs
-#: as fast as one after another, and a loop takes three times as long to compile.
+#: as fast as one after another, and a loop takes up to three times as long to compile.
 PAIRED_CHUNKS, AT_ONCE = 16, 2**22
 #: Matrices of up to so many rows and columns are multiplied entry by entry.
 SMALL = 16
@@ -97,7 +97,7 @@ def transpose_product(a: jax.Array, b: jax.Array, chunk: int) -> jax.Array:
   """
   k, m, n = *a.shape[-2:], b.shape[-1]
   if a.ndim > 2 and k and max(k, m, n) <= min(SMALL, chunk):
-    # One loop over all of many small matrices: on CPUs up to six times as fast as `dot`.
+    # One loop over all of many small matrices: on CPUs up to five times as fast as `dot`.
     return jnp.sum(a[..., :, :, None] * b[..., :, None, :], axis=-3)
   dot = functools.partial(jnp.einsum, "...km,...kn->...mn", precision=lax.Precision.HIGHEST)
   if k <= chunk:

@@ -243,6 +243,8 @@ def test_empty_inputs_and_outputs():
   assert found(lambda x: x, jnp.zeros((0, 3))) == 0
   assert found(lambda x: x[:0], X) == 0
   assert found(lambda x: {}, X) == 0
+  assert lipschitz_lower_bound(lambda tree: jnp.ones(2))({}) == 0
+  assert lipschitz_lower_bound(lambda tree: jnp.ones(2), radius=1.0)({}) == 0
 
 
 def test_without_ascent_it_is_the_norm_of_the_jacobian():
@@ -398,7 +400,7 @@ def test_jit_and_plain_agree_and_the_key_decides():
 
 def test_a_function_traced_again_is_not_compiled_again(caplog):
   def slope(w, factor):
-    # A new function each time, as in a loop over checkpoints
+    # A new function each time, as in a loop over checkpoints.
     network = lambda x: factor * jnp.tanh(jax.nn.relu(w @ x))
     return float(lipschitz_lower_bound(network, n_starts=4, n_ascent_steps=40)(0 * X))
 

@@ -26,7 +26,6 @@ class Function(NamedTuple):
     leaves: shapes and dtypes of the other inputs.
     dtype: of the vectors.
     eps: of the coarsest dtype in it.
-    n_in: entries of the leaves together.
     n_out: entries of its outputs.
     n_numbers: how many it reads and computes.
   """
@@ -35,9 +34,13 @@ class Function(NamedTuple):
   leaves: tuple[jax.ShapeDtypeStruct, ...]
   dtype: jnp.dtype
   eps: float
-  n_in: int
   n_out: int
   n_numbers: int
+
+  @property
+  def n_in(self) -> int:
+    """Entries of the leaves together."""
+    return sum(leaf.size for leaf in self.leaves)
 
   def flat(self, consts: Sequence[Any], soften: bool = False) -> Callable[[jax.Array], jax.Array]:
     """The function from one vector to another."""
@@ -58,7 +61,8 @@ class Function(NamedTuple):
 
   def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
     """Leaves as one vector, exactly."""
-    return jnp.concatenate([jnp.ravel(leaf).astype(self.dtype) for leaf in leaves])
+    flat = [jnp.ravel(leaf).astype(self.dtype) for leaf in leaves]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, self.dtype)
 
 
 class Values(NamedTuple):
@@ -112,7 +116,6 @@ def traced(
     leaves=tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves),
     dtype=compute_dtype(jnp.result_type(*(x.dtype for x in ends))),
     eps=max(float(jnp.finfo(dtype).eps) for dtype in dtypes),
-    n_in=sum(leaf.size for leaf in leaves),
     n_out=sum(leaf.size for leaf in jax.tree.leaves(outputs)),
     n_numbers=n_numbers(closed),
   )
