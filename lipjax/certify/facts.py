@@ -22,13 +22,37 @@ class Range(NamedTuple):
   lower: Any
   upper: Any
 
+  @classmethod
+  def of(cls, value: Any) -> Range:
+    """Of numbers that are known."""
+    return cls(value, value)
+
+  @property
+  def is_known(self) -> bool:
+    """Whether both ends are one array, so that nothing needs to be computed twice."""
+    return self.lower is self.upper
+
   def full(self, shape: tuple[int, ...]) -> Range:
     """With an end for each entry."""
+    if self.is_known:
+      return Range.of(jnp.broadcast_to(self.lower, shape))
     return Range(jnp.broadcast_to(self.lower, shape), jnp.broadcast_to(self.upper, shape))
 
   def size(self) -> jax.Array:
     """At least the magnitude of each entry."""
     return jnp.maximum(jnp.abs(self.lower), jnp.abs(self.upper))
+
+
+class Middle(NamedTuple):
+  """What an array is for the input in the middle of the domain, as computed.
+
+  Attributes:
+    value: the array.
+    error: at least how far, in l2, the exact one is from it.
+  """
+
+  value: Any
+  error: Any
 
 
 class Pointwise(NamedTuple):
@@ -160,12 +184,14 @@ class Depends(NamedTuple):
     parents: their places.
     multiple: the place of a node that it is a multiple of, a constant apart, and the factor.
     seen: the same in a way that says more of directions, for ellipsoids, and less by norms.
+    gain: where parents lie before the operands, how far it moves at most when one of these does.
   """
 
   part: Part | None = None
   parents: tuple[int, ...] = ()
   multiple: tuple[int, float] | None = None
   seen: Depends | None = None
+  gain: Any = None
 
 
 class Facts(NamedTuple):
@@ -174,8 +200,9 @@ class Facts(NamedTuple):
   Attributes:
     value: of a constant.
     depends: of what moves, how.
-    range: between which numbers it lies for all inputs, if that is known.
-    point: between which numbers it lies for the input in the middle of the domain.
+    range: between which numbers it lies for all inputs, if that is known; that in the middle
+      as computed is one of them.
+    middle: what it is for the input in the middle of the domain.
     bound: on a domain, how far it moves at most for each unit that the input moves.
     entries: on a domain, how far each entry moves at most, where that is known.
   """
@@ -183,7 +210,7 @@ class Facts(NamedTuple):
   value: Any = None
   depends: Depends = Depends()
   range: Range | None = None
-  point: Range | None = None
+  middle: Middle | None = None
   bound: Any = None
   entries: Any = None
 
@@ -241,7 +268,6 @@ class Operand(NamedTuple):
     return None if found is None else found.full(self.shape)
 
   @property
-  def point(self) -> Range | None:
+  def middle(self) -> Middle | None:
     """For the input in the middle of the domain."""
-    found = self.facts.point
-    return None if found is None else found.full(self.shape)
+    return self.facts.middle

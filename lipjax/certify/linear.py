@@ -81,7 +81,7 @@ def parents(operands: Sequence[Operand]) -> tuple[int, ...]:
 def shifted(x: Operand) -> Depends:
   """A node plus a constant: the same linear map of the same parents."""
   if isinstance(x.facts.depends.part, LinearPart):
-    return x.facts.depends._replace(multiple=x.multiple)
+    return x.facts.depends._replace(multiple=x.multiple, gain=1.0)
   return Depends(same(lambda value: value), (x.place,), x.multiple)
 
 
@@ -102,7 +102,7 @@ def times(x: Operand, factor: Any, shape: tuple[int, ...]) -> Depends:
   if isinstance(part, LinearPart) and isinstance(part.weight, Weight) and x.shape == shape:
     folded = _folded(part.weight, factor, len(shape))
     if folded is not None:
-      return Depends(folded, x.facts.depends.parents)
+      return Depends(folded, x.facts.depends.parents, gain=up(max_magnitude(factor)))
   return Depends(scaled(factor), (x.place,))
 
 

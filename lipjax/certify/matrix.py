@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from lipjax.rounding.numbers import flushed, max_magnitude, norm_above, times_ab
 from lipjax.rounding.products import matrix_norm_above
 
 #: Matrices of more entries are measured one by one, so that few are held at once.
-STACKED_UP_TO = 2**14
+STACKED_UP_TO = 2**18
 
 
 def identity_rows(node: Node) -> Rows:
@@ -48,19 +49,21 @@ class Rows:
 
   Attributes:
     value: as computed, ``(rows, *shape of the node)``.
-    error: at least the norm of what rounding did to it.
+    absolute: at least the norm of what rounding did to it, but for the relative roundings.
+    n_relative: how many roundings of its entries by themselves are not a part of `absolute` yet:
+      the next product bounds what they do with its own.
     is_selection: whether each row holds one 1, so that a product with it rounds nothing.
   """
 
   def __init__(
     self,
     value: jax.Array,
-    error: jax.Array,
-    size: jax.Array | None = None,
+    absolute: jax.Array,
+    n_relative: int = 0,
     *,
     is_selection: bool = False,
   ):
-    self.value, self.error, self._size = value, error, size
+    self.value, self.absolute, self.n_relative = value, absolute, n_relative
     self.is_selection = is_selection
 
   @property
@@ -68,12 +71,22 @@ class Rows:
     """How many entries the target has."""
     return self.value.shape[0]
 
-  @property
+  @functools.cached_property
   def size(self) -> jax.Array:
     """At least the norm of the value; looser than `norm`, and cheap."""
-    if self._size is None:
-      self._size = _norm_above(self.value)
-    return self._size
+    return _norm_above(self.value)
+
+  @property
+  def relative(self) -> float:
+    """At least what an entry is off, as a share of it, beyond `absolute`."""
+    return 2 * self.n_relative * unit_roundoff(self.value.dtype)
+
+  @property
+  def error(self) -> jax.Array:
+    """At least the norm of all that rounding did to it."""
+    if not self.n_relative:
+      return self.absolute
+    return up(self.absolute + self.relative * self.size, 2)
 
   @property
   def is_small(self) -> bool:
@@ -82,22 +95,26 @@ class Rows:
 
   def norm(self) -> jax.Array:
     """At least the norm of the exact matrix."""
-    return _norms([self.value], [self.error])[0]
+    return _norms([self.value], [self.absolute], self.relative)[0]
 
   def measured(self, entries: jax.Array | None = None) -> Measured | Rows:
     """What is kept of it, from how far each entry of the node moves."""
     if self.is_small:
       return self
-    moved = None if entries is None else _moved(self.value[None], self.error[None], entries[None])
-    return Measured(self.norm(), _row_norms([self.value], [self.error])[0], moved)
+    of = self.value[None], self.absolute[None]
+    moved = None if entries is None else _moved(*of, entries[None], self.relative)
+    return Measured(self.norm(), _row_norms(*of, self.relative)[0], moved)
 
   def scaled(self, factor: Any) -> Rows:
     """Times a number, or one for each entry of the node."""
-    return Rows(*_scaled(self.value, self.error, factor))
+    value, absolute = _scaled(self.value, self.absolute, factor)
+    # Slopes are wider where there are 64 bits: a product that is rounded once more.
+    return Rows(value, absolute, self.n_relative + 2)
 
   def plus(self, other: Rows) -> Rows:
     """Of two ways to the target."""
-    return Rows(*_sum(self.value, self.error, other.value, other.error))
+    total, absolute = _sum(self.value, self.error, other.value, other.error)
+    return Rows(total, absolute, 1)
 
   def through(
     self, node: Node, part: LinearPart, parents: Sequence[Node], i: int, gain: Any
@@ -112,37 +129,33 @@ class Rows:
       else:
         # ‖|A|‖ ≤ ‖A‖_F ≤ √rank ‖A‖.
         terms = math.sqrt(min(sizes)) * gain * self.size
-      error = _rounded(self.error, terms, self.value, gain, part.roundings + 2, max(sizes))
+      roundings = part.roundings + self.n_relative + 2
+      absolute = _rounded(self.absolute, terms, self.value, gain, roundings, max(sizes))
     elif isinstance(gain, float) and gain == 1:
-      error = self.error
+      absolute = self.absolute
     else:
-      error = times_above(self.error, gain)
+      absolute = times_above(self.absolute, gain)
     if part.lost is not None:
-      error = up(error + times_above(part.lost, self.size))
+      absolute = up(absolute + times_above(part.lost, self.size))
     return Rows(
       value,
-      error,
+      absolute,
+      0 if rounds else self.n_relative,
       is_selection=self.is_selection and part.is_selection,
     )
 
 
 @fast_jit()
-def _scaled(value: jax.Array, error: jax.Array, factor: Any) -> tuple[jax.Array, ...]:
-  # Slopes are wider where there are 64 bits. That the product is rounded once more is in `lost`.
+def _scaled(value: jax.Array, absolute: jax.Array, factor: Any) -> tuple[jax.Array, jax.Array]:
   scaled = (value * factor).astype(value.dtype)
-  size, largest = _norm_above(scaled), max_magnitude(factor)
-  low = _too_small(value.size, 3, value.dtype)
-  moves = (jnp.any(value != 0) | (error > 0)) & (largest > 0)
-  lost = 2 * unit_roundoff(value.dtype) * size + jnp.where(moves, low, 0)
-  return scaled, up(largest * error + lost).astype(value.dtype), size
+  largest, low = max_magnitude(factor), _too_small(value.size, 3, value.dtype)
+  moves = (jnp.any(value != 0) | (absolute > 0)) & (largest > 0)
+  return scaled, up(largest * absolute + jnp.where(moves, low, 0)).astype(value.dtype)
 
 
 @fast_jit()
 def _sum(one: jax.Array, of_one: jax.Array, other: jax.Array, of_other: jax.Array):
-  total = one + other
-  size = _norm_above(total)
-  lost = 2 * unit_roundoff(total.dtype) * size + flushed(one) + flushed(other)
-  return total, up(of_one + of_other + lost), size
+  return one + other, up(of_one + of_other + flushed(one) + flushed(other))
 
 
 @fast_jit(static_argnums=(4, 5))
@@ -179,8 +192,8 @@ def movements_of(
     radius: the unit.
   """
 
-  def of_rows(values, errors, moved, entries):
-    return _movements(values, errors, moved, entries, radius)
+  def of_rows(values, errors, relative, moved, entries):
+    return _movements(values, errors, relative, moved, entries, radius)
 
   def of_measured(x: Measured, moved: jax.Array, entries: Any) -> jax.Array:
     del entries
@@ -194,58 +207,65 @@ def movements_of(
 
 
 def _in_stacks(
-  matrices: Sequence[Rows | Measured], fn: Any, known: Any, *others: Sequence[Any]
+  matrices: Sequence[Rows | Measured], fn: Any, of_measured: Any, *others: Sequence[Any]
 ) -> list[jax.Array]:
   """Of matrices of one shape together: one program for them, which compiles sooner than many."""
   stacks: dict[Any, list[int]] = {}
   found: dict[int, jax.Array] = {}
   for i, x in enumerate(matrices):
     if isinstance(x, Measured):
-      found[i] = known(x, *(other[i] for other in others))
+      found[i] = of_measured(x, *(other[i] for other in others))
     else:
       stacks.setdefault((x.n_rows, x.value.size), []).append(i)
   for indices in stacks.values():
     rows = [x for x in (matrices[i] for i in indices) if isinstance(x, Rows)]
     rest = ([other[i] for i in indices] for other in others)
-    results = fn([x.value for x in rows], [x.error for x in rows], *rest)
+    known = [x.value for x in rows], [x.absolute for x in rows], max(x.relative for x in rows)
+    results = fn(*known, *rest)
     found |= dict(zip(indices, results, strict=True))
   return [found[i] for i in range(len(matrices))]
 
 
-@fast_jit()
-def _norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
-  return list(up(jax.vmap(gram_upper_bound)(_stacked(values)) + jnp.stack(errors), 2))
+@fast_jit(static_argnums=(2,))
+def _norms(values: list[jax.Array], errors: list[jax.Array], relative: float) -> list[jax.Array]:
+  stack = _stacked(values)
+  # As in `through`, ‖|A|‖ ≤ √rank ‖A‖.
+  norms = jax.vmap(gram_upper_bound)(stack) * (1 + math.sqrt(min(stack.shape[1:])) * relative)
+  return list(up(norms + jnp.stack(errors), 4))
 
 
-@fast_jit()
-def _row_norms(values: list[jax.Array], errors: list[jax.Array]) -> list[jax.Array]:
-  return list(up(norm_above(_stacked(values), 2) + jnp.stack(errors)[:, None], 2))
+@fast_jit(static_argnums=(2,))
+def _row_norms(stack: jax.Array, error: jax.Array, relative: float) -> jax.Array:
+  norms = norm_above(stack.reshape((*stack.shape[:2], -1)), 2)
+  return up(norms * (1 + relative) + error[:, None], 4)
 
 
-@fast_jit()
+@fast_jit(static_argnums=(2,))
 def _movements(
   values: list[jax.Array],
   errors: list[jax.Array],
+  relative: float,
   moved: list[jax.Array],
   entries: list[jax.Array],
   radius: Any,
 ) -> list[jax.Array]:
   stack, error = _stacked(values), jnp.stack(errors)
-  row_norms = up(norm_above(stack, 2) + error[:, None], 2)
-  far = times_above(row_norms, times_above(jnp.stack(moved), radius)[:, None])
+  far = times_above(
+    _row_norms(stack, error, relative), times_above(jnp.stack(moved), radius)[:, None]
+  )
   full = (jnp.broadcast_to(x.ravel(), stack.shape[-1:]) for x in entries)
-  return list(jnp.fmin(far, _moved(stack, error, jnp.stack(list(full)))))
+  return list(jnp.fmin(far, _moved(stack, error, jnp.stack(list(full)), relative)))
 
 
-@fast_jit()
-def _moved(stack: jax.Array, error: jax.Array, entries: jax.Array) -> jax.Array:
+@fast_jit(static_argnums=(3,))
+def _moved(stack: jax.Array, error: jax.Array, entries: jax.Array, relative: float) -> jax.Array:
   """Of each matrix, how far rows move when entries of the node move so far."""
   stack, n = stack.reshape((*stack.shape[:2], -1)), entries[0].size
   entries = entries.reshape((len(stack), n)).astype(stack.dtype)
   total = jnp.einsum("krn,kn->kr", jnp.abs(stack), entries, precision=lax.Precision.HIGHEST)
   # An error of norm e moves no entry further than e times the l2 norm, which is at most the sum.
   lost = up(jnp.sum(entries, axis=1) * error, n) + 4 * n * tiny(stack.dtype)
-  return up(total * (1 + gamma(n + 2, stack.dtype)) + lost[:, None], 4)
+  return up(total * (1 + gamma(n + 2, stack.dtype) + 2 * relative) + lost[:, None], 4)
 
 
 def _stacked(values: list[jax.Array]) -> jax.Array:

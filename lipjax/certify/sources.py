@@ -44,10 +44,10 @@ class Deviations:
 
 def _deviation(known: Known, source: int, facts: Facts) -> jax.Array:
   part, node = known.part(source), known.nodes[source]
-  if facts.range is None or facts.point is None:
+  if facts.range is None or facts.middle is None:
     return jnp.full(node.shape, jnp.inf, node.wide)
-  (lower, upper), (low, high) = facts.range, facts.point
-  far = up(jnp.maximum(upper - low, high - lower), 2)
+  (lower, upper), (middle, error) = facts.range, facts.middle
+  far = up(jnp.maximum(upper - middle, middle - lower) + error, 3)
   if isinstance(part, ScalarPart) and not half_slope(part).ndim:
     far = times_above(far, half_slope(part))
   return jnp.broadcast_to(far, node.shape)

@@ -1,9 +1,13 @@
 r"""From a graph to facts: one loop over its nodes, each from what is known of those before it.
 
-Ranges are interval arithmetic, primitive by primitive, for all inputs of a domain and for the one
-input in its middle. Around the latter a node also moves by no more than its Lipschitz constant
-times the domain's radius, and an entry of a product with a weight by no more than the norm of one
-row times how far the other factor moves. The smallest of these ranges counts.
+Ranges are interval arithmetic, primitive by primitive, for all inputs of a domain. Around what it
+is for the input in the middle a node also moves by no more than its Lipschitz constant times the
+domain's radius, and an entry of a product with a weight by no more than the norm of one row times
+how far the other factor moves. The smallest of these ranges counts.
+
+In the middle values are computed, and how far, in l2, rounding has taken them from the exact ones:
+an error grows from node to node by no more than the Lipschitz constant, which intervals do not
+know: they grow by the norm of absolute values.
 
 All of it holds with rounding, by the model of `lipjax.rounding.errors`; conversions between
 floating-point types count as exact.
@@ -15,17 +19,19 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from lipjax.certify.domain import Domain
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.facts import Depends, Facts, Operand, Range
+from lipjax.certify.facts import Depends, Facts, Middle, Operand, Range
 from lipjax.certify.graph import Graph, Node
 from lipjax.certify.maps import (
   Known,
-  bound_from_parents,
+  gains,
   has_linear,
   is_nonlinear,
+  joint,
   live,
 )
 from lipjax.certify.primitives import RECORDS
@@ -33,7 +39,8 @@ from lipjax.certify.primitives.ranges import fitted, row_movement, widened
 from lipjax.certify.primitives.scalar import range_anywhere
 from lipjax.certify.register import RULES, depends_by_rule, range_by_rule
 from lipjax.certify.sources import Deviations, FromSources
-from lipjax.rounding.numbers import times_above
+from lipjax.rounding.errors import up
+from lipjax.rounding.numbers import norm_above, times_above, tiny
 
 #: In graphs with more nodes ranges are not refined by LipLT.
 NODES_UP_TO = 400
@@ -66,12 +73,12 @@ def facts_of(graph: Graph, arrays: Sequence[Any], domains: Sequence[Domain | Non
 def _of_input(node: Node, domain: Domain | None) -> Facts:
   if domain is None:
     return Facts()
-  within, point = Range(domain.lower, domain.upper), Range(domain.point, domain.point)
-  return Facts(range=within, point=point, bound=jnp.ones((), node.wide))
+  within, none = Range(domain.lower, domain.upper), jnp.zeros((), node.wide)
+  return Facts(range=within, middle=Middle(domain.point, none), bound=jnp.ones((), node.wide))
 
 
 def _of_constant(value: Any) -> Facts:
-  return Facts(value=value, range=Range(value, value), point=Range(value, value))
+  return Facts(value=value, range=Range.of(value), middle=Middle(value, 0.0))
 
 
 class _Sweep:
@@ -91,22 +98,47 @@ class _Sweep:
     depends = _depends(node, self._operands(node))
     operands, facts = self._operands(node), Facts(depends=depends)
     if self.radius is None:
-      return facts._replace(range=_sane(_by_rule(node, operands, at_point=False)))
+      return facts._replace(
+        range=_sane(_by_rule(node, operands, [x.facts.range for x in operands]))
+      )
     # Functions of other nodes are sources of all that comes after them.
     for x in operands if is_nonlinear(depends.part) else ():
       x.sharp()
-    bounds = {k: x.bound for k, x in enumerate(self.facts)}
-    known = Known(self.nodes, [*self.facts, facts])
-    point = _sane(_by_rule(node, operands, at_point=True))
-    bound = bound_from_parents(known, len(self.facts), bounds)
-    facts = facts._replace(bound=bound, point=point)
+    known, i = Known(self.nodes, [*self.facts, facts]), len(self.facts)
+    factors = gains(depends.part)
+    bound = joint(known, i, factors, {k: x.bound for k, x in enumerate(self.facts)})
+    facts = facts._replace(bound=bound, middle=self._middle(known, i, factors, operands))
     distances = [times_above(bound, self.radius)]
     moving = [x for x in operands if x.moves]
     if node.name in ("dot_general", "conv_general_dilated") and len(moving) == 1:
       far = times_above(moving[0].facts.bound, self.radius)
       distances.append(row_movement(node, operands, far))
-    within = _around(facts, distances, _by_rule(node, operands, at_point=False))
-    return facts._replace(range=_sane(within))
+    within = _by_rule(node, operands, [x.facts.range for x in operands])
+    return facts._replace(range=_sane(_around(facts, distances, within)))
+
+  def _middle(
+    self, known: Known, i: int, factors: Sequence[Any], operands: tuple[Operand, ...]
+  ) -> Middle | None:
+    """Of a node, from those of its operands and how far it moves when its parents do."""
+    node = self.nodes[i]
+    if node.name == "either":
+      return operands[0].middle
+    found = [x.middle for x in operands if x.middle is not None]
+    if len(found) < len(operands):
+      return None
+    within = _by_rule(node, operands, [Range.of(x.value) for x in found])
+    if within is None:
+      return None
+    value, lost = _halfway(node, within)
+    errors = [(x.place, y.error) for x, y in zip(operands, found, strict=True) if x.moves]
+    gain = known.facts[i].depends.gain
+    if gain is None:
+      error = joint(known, i, factors, dict(errors))
+    else:
+      total = functools.reduce(jnp.add, [error for _, error in errors])
+      error = times_above(up(total, len(errors)), gain)
+    error = up(error + lost, 2)
+    return Middle(value, jnp.where(jnp.isnan(error), jnp.inf, error))
 
   def sharp(self, i: int) -> Facts:
     """Of a node, by the linear maps to it from all functions before it, where it is small."""
@@ -134,13 +166,31 @@ class _Sweep:
 
 
 def _around(facts: Facts, distances: Sequence[Any], within: Range | None) -> Range | None:
-  """A range and those that are so far around the value at the domain's point."""
-  point = facts.point
-  if point is None:
+  """A range and those that are so far around the value in the domain's middle."""
+  if facts.middle is None:
     return within
+  value, error = facts.middle
   for distance in distances:
-    within = _meet(within, widened(point.lower - distance, point.upper + distance))
-  return within
+    within = _meet(within, widened(value - distance, value + distance, error))
+  # Slopes on a range are to hold between the computed value and the exact one too.
+  return None if within is None else Range(*_hull(within, value))
+
+
+def _hull(within: Range, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.minimum(within.lower, value), jnp.maximum(within.upper, value)
+
+
+def _halfway(node: Node, within: Range) -> tuple[jax.Array, jax.Array]:
+  """Between the ends of a range, and at least how far, in l2, they are from that."""
+  if within.is_known:
+    return within.full(node.shape).lower.astype(node.wide), jnp.zeros((), node.wide)
+  lower, upper = (jnp.asarray(end, node.wide) for end in within.full(node.shape))
+  value = jnp.where(lower == upper, lower, lower / 2 + upper / 2)
+  away = jnp.maximum(upper - value, value - lower)
+  # A difference can be too small to be normal.
+  away = jnp.where(lower == upper, 0, jnp.maximum(up(away, 2), tiny(away.dtype)))
+  is_known = jnp.isfinite(value)
+  return jnp.where(is_known, value, 0), norm_above(jnp.where(is_known, away, jnp.inf))
 
 
 def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
@@ -158,12 +208,15 @@ def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
   return RECORDS[node.name].transfer(node, *operands)
 
 
-def _by_rule(node: Node, operands: tuple[Operand, ...], *, at_point: bool) -> Range | None:
+def _by_rule(
+  node: Node, operands: tuple[Operand, ...], ranges: Sequence[Range | None]
+) -> Range | None:
   """From the operands' ranges."""
-  ranges = [x.facts.point if at_point else x.facts.range for x in operands]
   if node.primitive in RULES:
     known = [within for within in ranges if within is not None]
     return range_by_rule(node, operands, known) if len(known) == len(ranges) else None
+  if node.name == "either":
+    return ranges[0]
   record = RECORDS.get(node.name)
   if record is None or record.range is None or not node.is_float:
     return None

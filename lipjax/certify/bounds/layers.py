@@ -2,6 +2,7 @@ r"""Layers :math:`z \leftarrow c \circ (Gz) + h \circ \delta` of all values of a
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -179,6 +180,10 @@ def prepared(raw: list[RawLayer]) -> list[Layer]:
   last = raw[-1]
   matrix = times_power_of_two(last.matrix, last.before - last.after[:, None]) * before
   lost = up(last.lost + underflow(2, matrix.shape[-2:], matrix.dtype))
+  # An exponent would make a finite number of an infinite one.
+  arrays = [x for layer in raw for x in layer[:3] if isinstance(x, jax.Array)]
+  is_known = functools.reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x)) for x in arrays))
+  matrix = jnp.where(is_known, matrix, jnp.nan)
   return [*layers, Layer(matrix, lost, None, None, None, None, *last[-2:])]
 
 

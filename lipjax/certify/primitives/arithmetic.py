@@ -39,7 +39,7 @@ def _sum(left: Operand, right: Operand, sign: int) -> Depends:
   """Of two nodes; of one, with the factors added, where both are the same."""
   (a, one), (b, other) = left.multiple, right.multiple
   if a == b:
-    return Depends(scaled(one + sign * other), (a,))
+    return Depends(scaled(one + sign * other), (a,), gain=1.0)
   part = LinearPart(
     lambda x, y: x + sign * y,
     (lambda: 1.0, lambda: 1.0),

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lipjax.certify.errors import CertifyError
-from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Operand, Range
+from lipjax.certify.facts import Depends, LinearPart, LipschitzPart, Middle, Operand, Range
 from lipjax.certify.graph import Node
 from lipjax.certify.patterns.normalization import Rows
 from lipjax.certify.primitives.ranges import widened
 from lipjax.certify.primitives.record import record
 from lipjax.certify.primitives.two import movement
-from lipjax.rounding.errors import down, unit_roundoff, up
+from lipjax.rounding.errors import down, pairwise_sum, pairwise_terms, unit_roundoff, up
 from lipjax.rounding.numbers import norm_above, norm_below, times_above, tiny
 
 
@@ -35,14 +35,19 @@ def _range(node: Node, x: Range) -> Range:
   n = what.length
   middle, error = _rows_of(what, *x)
   away = norm_above(error, 1)[:, None]
-  least = jnp.square(jnp.maximum(down(norm_below(middle, 1)[:, None]) - away, 0)) / n
+  left = jnp.maximum(down(norm_below(middle, 1)[:, None]) - away, 0)
+  inverse = _inverse(what, down(jnp.square(left) / n), middle.dtype)
   largest = up(jnp.asarray(math.sqrt(n / what.scale), middle.dtype))
-  square = what.scale * jnp.mean(jnp.square(middle), axis=1, keepdims=True) + what.epsilon
+  square = what.scale * _mean(jnp.square(middle)) + what.epsilon
   value = middle / _divisor(what, square)
   value = jnp.where(jnp.isfinite(value), value, 0)
-  distance = times_above(_inverse(what, down(least), middle.dtype), away)
+  # |(C - uu')h| for the unit vector u along the row, between the middle and the row itself.
+  error = up(error + what.is_centered * _mean(error), n + 4)
+  share = jnp.minimum(up((jnp.abs(middle) + error) * inverse * math.sqrt(what.scale / n)), 1)
+  distance = times_above(inverse, jnp.minimum(away, up(error + times_above(share, away), 2)))
   distance = jnp.where(_is_accurate(square), distance, jnp.inf)
-  distance = distance + 4 * (n + 16) * unit_roundoff(middle.dtype) * largest
+  rounding = 4 * (pairwise_terms(n) + 16) * unit_roundoff(middle.dtype)
+  distance = distance + rounding * jnp.abs(value) + tiny(middle.dtype)
   lower, upper = widened(value - distance, value + distance)
   back = np.argsort(what.rows.value, axis=None)
   fit = lambda end: jnp.clip(jnp.nan_to_num(end, nan=0.0), -largest, largest).ravel()[back]
@@ -55,7 +60,7 @@ def _range(node: Node, x: Range) -> Range:
 def normalized(node: Node, x: Operand) -> Depends:
   """1/√(variance + ε) at the smallest variance, or what rows are divided by."""
   what: Rows = node.params["what"]
-  if x.point is None and what.epsilon == what.delta == 0:
+  if x.middle is None and what.epsilon == what.delta == 0:
     msg = (
       f"A quotient by a norm or a standard deviation ('div'){node.line} has no bounded slope near"
       " 0. Add a positive number under the root, or take the maximum of the norm and one; or give"
@@ -63,9 +68,9 @@ def normalized(node: Node, x: Operand) -> Depends:
     )
     raise CertifyError(msg)
   constant = _inverse(what, _least(what, x), x.node.wide)
-  if what.how != "root" or x.point is None:
+  if what.how != "root" or x.middle is None:
     return Depends(LipschitzPart((constant,)), (x.place,))
-  linear, rest = _around_point(what, x, x.point, constant, node.shape)
+  linear, rest = _around_middle(what, x, x.middle, constant, node.shape)
   return Depends(LipschitzPart((constant,), linear=linear, rest=rest), (x.place,))
 
 
@@ -90,8 +95,8 @@ def row_norms(node: Node, x: Operand) -> Depends:
   return Depends(LipschitzPart((constant,)), (x.place,))
 
 
-def _around_point(
-  what: Rows, x: Operand, point: Range, constant: jax.Array, shape: tuple[int, ...]
+def _around_middle(
+  what: Rows, x: Operand, found: Middle, constant: jax.Array, shape: tuple[int, ...]
 ) -> tuple[Any, Any]:
   r"""The Jacobian in the middle of the domain, and how much it differs elsewhere.
 
@@ -100,8 +105,7 @@ def _around_point(
   :math:`\|c\| \le s\sqrt{n/a}`.
   """
   n, rows = what.length, what.rows.value
-  lower, upper = point
-  middle, _ = _rows_of(what, lower, upper)
+  middle, _ = _rows_of(what, found.value, found.value)
   square = what.scale * jnp.mean(jnp.square(middle), 1, keepdims=True) + what.epsilon
   inverse = jax.lax.rsqrt(square)
   inverse = jnp.where(jnp.isfinite(inverse), inverse, 0)
@@ -116,11 +120,10 @@ def _around_point(
     return h.ravel()[back].reshape(shape)
 
   def rest() -> tuple[jax.Array]:
-    off = norm_above(upper - lower)
     # Between any two inputs; what rounding makes of the middle is an input near by.
     rounding = 64 * (n + 16) * unit_roundoff(middle.dtype) * constant * (1 + math.sqrt(n))
     steep = times_above(6 * math.sqrt(what.scale / n), times_above(constant, constant))
-    known = up(times_above(steep, movement(x) + off) + rounding)
+    known = up(times_above(steep, movement(x) + found.error) + rounding)
     return (jnp.where(jnp.all(_is_accurate(square)), known, jnp.inf),)
 
   norm = up(jnp.max(inverse, initial=0), n + 16)
@@ -154,11 +157,10 @@ def _is_accurate(square: jax.Array) -> jax.Array:
 
 def _least(what: Rows, x: Operand) -> Any:
   """At most the variance, or mean square, of each row, for every input."""
-  point = x.point
-  if point is None:
+  if x.middle is None:
     return 0.0
-  middle, error = _rows_of(what, *point)
-  away = up(norm_above(error, 1) + movement(x), 2)
+  middle, error = _rows_of(what, x.middle.value, x.middle.value)
+  away = up(norm_above(error, 1) + movement(x) + x.middle.error, 2)
   left = jnp.maximum(down(norm_below(middle, 1)) - away, 0)
   return jnp.min(down(jnp.square(left) / what.length), initial=jnp.inf)
 
@@ -169,6 +171,11 @@ def _rows_of(what: Rows, lower: jax.Array, upper: jax.Array) -> tuple[jax.Array,
   middle = lower / 2 + upper / 2
   n = what.length
   u = unit_roundoff(middle.dtype)
-  rounding = (n + 8) * u * jnp.max(jnp.abs(middle), axis=1, keepdims=True)
+  rounding = (pairwise_terms(n) + 8) * u * jnp.max(jnp.abs(middle), axis=1, keepdims=True)
   error = up(jnp.maximum(upper - middle, middle - lower)) + rounding
-  return middle - jnp.mean(middle, axis=1, keepdims=True) * what.is_centered, error
+  return middle - _mean(middle) * what.is_centered, error
+
+
+def _mean(x: jax.Array) -> jax.Array:
+  """Of each row, with few roundings."""
+  return pairwise_sum(x, 1)[:, None] / x.shape[1]

@@ -36,9 +36,7 @@ def of_rows(node: Node, x: Operand) -> Depends:
   return Depends(LipschitzPart((1.0,)), (x.place,))
 
 
-@record(
-  "either", range=lambda node, one, other: one, examples=[lambda x: jnp.maximum(x, x[:, ::-1])]
-)
+@record("either", examples=[lambda x: jnp.maximum(x, x[:, ::-1])])
 def either(node: Node, by_norms: Operand, by_magnitude: Operand) -> Depends:
   """What is known in two ways: one for norms, and in ellipsoids the other."""
   del node

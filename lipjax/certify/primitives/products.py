@@ -59,7 +59,7 @@ def conv_general_dilated(node: Node, x: Operand, kernel: Operand) -> Depends:
 
 def _matrix_bound(x: Operand, dimensions: Any, side: int) -> jax.Array | None:
   """At least the spectral norm of a factor, of the largest one in a batch, for every input."""
-  within, point = x.range, x.point
+  within, middle = x.range, x.middle
   if within is None:
     return None
   contract, batch = dimensions[0][side], dimensions[1][side]
@@ -75,13 +75,11 @@ def _matrix_bound(x: Operand, dimensions: Any, side: int) -> jax.Array | None:
   if x.node.name == "softmax" and set(x.node.params["axes"]) == set(contract):
     # Rows of shares that sum to 1 have a norm of at most 1.
     bound = jnp.fmin(bound, up(jnp.sqrt(float(math.prod(x.shape[i] for i in free)))))
-  if point is None:
+  if middle is None:
     return bound
-  middle = point.lower / 2 + point.upper / 2
-  error = frobenius(up(jnp.maximum(point.upper - middle, middle - point.lower)))
-  norm = jnp.max(gram_upper_bound(matrices(middle)), initial=0)
+  norm = jnp.max(gram_upper_bound(matrices(middle.value)), initial=0)
   # Either may be no number: of infinite ends.
-  return jnp.fmin(bound, up(norm + error + movement(x), 4))
+  return jnp.fmin(bound, up(norm + middle.error + movement(x), 4))
 
 
 def _two(node: Node) -> str:

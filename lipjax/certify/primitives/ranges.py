@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,8 +13,11 @@ from jax import lax
 
 from lipjax.certify.facts import Operand, Range
 from lipjax.certify.graph import Node
-from lipjax.rounding.errors import gamma, unit_roundoff, up
+from lipjax.rounding.errors import gamma, product_error, transpose_product, unit_roundoff, up
 from lipjax.rounding.numbers import max_magnitude, times_above, tiny
+
+#: Terms of a product of matrices that are summed in one go.
+PRODUCT_CHUNK = 16
 
 
 def widened(lower: jax.Array, upper: jax.Array, error: Any = 0.0, terms: int = 4) -> Range:
@@ -29,11 +33,15 @@ def fitted(x: Operand, found: Range) -> Range:
   """A range in the shape and the dtype that a primitive gets."""
   if not x.node.is_float:
     return found
-  return Range(*(end.astype(x.node.wide) for end in map(jnp.asarray, found.full(x.shape))))
+  if found.is_known:
+    return Range.of(found.full(x.shape).lower.astype(x.node.wide))
+  return Range(*(end.astype(x.node.wide) for end in found.full(x.shape)))
 
 
 def monotone(node: Node, *ranges: Range) -> Range:
   """Of what grows with every operand, and rounds nothing."""
+  if all(x.is_known for x in ranges):
+    return Range.of(node.bind(*(x.lower for x in ranges)))
   lowers, uppers = zip(*ranges, strict=True)
   return Range(node.bind(*lowers), node.bind(*uppers))
 
@@ -78,12 +86,13 @@ def difference(node: Node, a: Range, b: Range) -> Range:
 def negative(node: Node, a: Range) -> Range:
   """Of -a."""
   del node
-  return Range(-a.upper, -a.lower)
+  return Range.of(-a.lower) if a.is_known else Range(-a.upper, -a.lower)
 
 
 def product(node: Node, a: Range, b: Range) -> Range:
   """Of a·b and a/b."""
-  ends = [node.bind(x, y) for x in a for y in b]
+  # Of what is known one end is both.
+  ends = [node.bind(x, y) for x in a[a.is_known :] for y in b[b.is_known :]]
   lower, upper = functools.reduce(jnp.minimum, ends), functools.reduce(jnp.maximum, ends)
   if node.name == "div":
     has_zero = (b.lower <= 0) & (b.upper >= 0)
@@ -93,21 +102,48 @@ def product(node: Node, a: Range, b: Range) -> Range:
 
 def bilinear(node: Node, a: Range, b: Range) -> Range:
   """Of sums of products: matrix products and convolutions."""
-  (a_middle, a_radius), (b_middle, b_radius) = _middle(*a), _middle(*b)
-  middle = node.bind(a_middle, b_middle)
+  (a_middle, a_radius), (b_middle, b_radius) = _middle(a), _middle(b)
   a_size, b_size = jnp.abs(a_middle), jnp.abs(b_middle)
+  middle, relative = _product(node, a_middle, b_middle)
   terms = product_terms(node, jnp.shape(a_middle), jnp.shape(b_middle)) + 2
-  radius = node.bind(a_size, b_radius) + node.bind(a_radius, b_size + b_radius)
-  lost = gamma(terms, middle.dtype) * (node.bind(a_size, b_size) + radius)
-  # Of three products.
-  lost = lost + 6 * terms * tiny(middle.dtype)
-  return widened(middle - radius, middle + radius, lost)
+  both = 1 + 2 * gamma(terms, middle.dtype)
+  # Also of products that are too small.
+  lost = relative * both * node.bind(a_size, b_size) + 8 * terms * tiny(middle.dtype)
+  if b_radius is not None:
+    lost = lost + both * node.bind(a_size, b_radius)
+    b_size = b_size + b_radius
+  if a_radius is not None:
+    lost = lost + both * node.bind(a_radius, b_size)
+  return widened(middle, middle, lost)
 
 
-def _middle(lower: jax.Array, upper: jax.Array) -> tuple[jax.Array, jax.Array]:
-  middle = lower / 2 + upper / 2
-  radius = up(jnp.maximum(upper - middle, middle - lower), 2) + tiny(middle.dtype)
-  return middle, jnp.where(lower == upper, 0, radius)
+def _middle(x: Range) -> tuple[jax.Array, jax.Array | None]:
+  if x.is_known:
+    return x.lower, None
+  middle = x.lower / 2 + x.upper / 2
+  radius = up(jnp.maximum(x.upper - middle, middle - x.lower), 2) + tiny(middle.dtype)
+  return middle, jnp.where(x.lower == x.upper, 0, radius)
+
+
+def _product(node: Node, a: jax.Array, b: jax.Array) -> tuple[jax.Array, float]:
+  """With few roundings, and how much it is off relative to that of magnitudes."""
+  if node.name != "dot_general":
+    return node.bind(a, b), gamma(product_terms(node, a.shape, b.shape) + 2, a.dtype)
+  contract, batch = node.params["dimension_numbers"]
+  (left, rows), (right, columns) = map(_matrices, (a, b), contract, batch)
+  value = transpose_product(left, right, PRODUCT_CHUNK)
+  relative = product_error(left.shape[-2], PRODUCT_CHUNK, value.dtype)
+  return value.reshape((*value.shape[:-2], *rows, *columns)), relative
+
+
+def _matrices(
+  x: jax.Array, inner: Sequence[int], outer: Sequence[int]
+) -> tuple[jax.Array, list[int]]:
+  """Of each batch the matrix with a row for every term of a sum; and the shape of its columns."""
+  free = [i for i in range(x.ndim) if i not in (*inner, *outer)]
+  stack, terms, columns = ([x.shape[i] for i in axes] for axes in (outer, inner, free))
+  matrices = jnp.transpose(x, (*outer, *inner, *free))
+  return matrices.reshape((*stack, math.prod(terms), math.prod(columns))), columns
 
 
 def product_terms(node: Node, left: tuple[int, ...], right: tuple[int, ...]) -> int:

@@ -29,16 +29,16 @@ def softmax(node: Node, z: Operand) -> Depends:
   proposition 4, has 1; 1/2 follows from :math:`2\max_i p_i(1 - p_i)` as bound of the
   absolute row sums).
   """
-  axes, within, point = node.params["axes"], z.range, z.point
+  axes, within, middle = node.params["axes"], z.range, z.middle
   if within is None:
     return Depends(LipschitzPart((0.5,)), (z.place,))
   shares = softmax_range(*within, axes)
   # diag(p) - pp' is at most diag(p).
   slope = jnp.minimum(0.5, jnp.max(shares.upper, initial=0))
-  if point is None:
+  if middle is None:
     return Depends(LipschitzPart((slope,)), (z.place,))
-  ends = softmax_range(*point, axes)
-  p = ends.lower / 2 + ends.upper / 2
+  # Any numbers near the shares would do.
+  p = jax.nn.softmax(middle.value, axes)
   total = lambda x: jnp.sum(x, axes, keepdims=True)
 
   def rest() -> tuple[Any, ...]:
@@ -61,8 +61,9 @@ def softmax_range(lower: jax.Array, upper: jax.Array, axes: tuple[int, ...]) -> 
   """Of exp(z)/sum(exp(z)): largest where z is and the others are smallest, and the reverse."""
   top = jnp.max(upper, axes, keepdims=True)
   least, most = jnp.exp(lower - top), jnp.exp(upper - top)
-  # Exponents above -104, smaller ones give 0, are off by less than 128 roundings.
-  lost = 4 * (lower.size + 512) * unit_roundoff(lower.dtype)
+  # Exponents are rounded, and exponentials by less than 16 roundings; below -104 they are 0.
+  away = jnp.minimum(jnp.max(top - lower, axes, keepdims=True), 104)
+  lost = 4 * (away + _n_along(lower.shape, axes) + 32) * unit_roundoff(lower.dtype)
   total = lambda x: jnp.sum(x, axes, keepdims=True)
   others = lambda x, sign: jnp.maximum(total(x) * (1 + sign * lost) - x, 0)
   high = most / (most + others(least, -1)) * (1 + lost) + tiny(lower.dtype)

@@ -26,15 +26,9 @@ def of_two(
   nodes: Sequence[Operand], constants: Any, bind: Callable[..., jax.Array], terms: int
 ) -> LipschitzPart:
   """A product of two nodes; on a domain it is linear but for the product of what they move."""
-  points = [x.point for x in nodes]
-  if None in points:
+  middles = [x.middle.value for x in nodes if x.middle is not None]
+  if len(middles) < len(nodes):
     return LipschitzPart(tuple(constants), adds=True)
-  # In the dtype of bounds: of half precision the middles would be rounded again.
-  middles = [
-    (point.lower / 2 + point.upper / 2).astype(x.node.wide)
-    for x, point in zip(nodes, points, strict=True)
-    if point is not None
-  ]
 
   def around(a: jax.Array, b: jax.Array) -> Callable[..., jax.Array]:
     return lambda x, y: bind(a, y.astype(a.dtype)) + bind(x.astype(b.dtype), b)
@@ -46,16 +40,14 @@ def of_two(
     roundings=2 * terms + 2,
     magnitude=around(*map(jnp.abs, middles)),
   )
-  away = lambda: [_distance(x, middle) for x, middle in zip(nodes, middles, strict=True)]
-  rest = functools.cache(lambda: tuple(away()[::-1]))
+  rest = functools.cache(lambda: tuple(_from_middle(x) for x in nodes[::-1]))
   return LipschitzPart(tuple(constants), adds=True, linear=linear, rest=rest)
 
 
-def _distance(x: Operand, middle: jax.Array) -> jax.Array:
-  """At least how far a node can be, in l2, from a value."""
-  within, point = x.range, x.point
-  if within is None or point is None:
+def _from_middle(x: Operand) -> jax.Array:
+  """At least how far a node can be, in l2, from what is computed in the domain's middle."""
+  within, middle = x.range, x.middle
+  if within is None or middle is None:
     return jnp.asarray(jnp.inf)
-  far = norm_above(jnp.maximum(within.upper - middle, middle - within.lower))
-  off = jnp.maximum(point.upper - middle, middle - point.lower)
-  return jnp.fmin(far, up(movement(x) + norm_above(off), 2))
+  far = norm_above(jnp.maximum(within.upper - middle.value, middle.value - within.lower))
+  return jnp.fmin(far, up(movement(x) + middle.error, 2))
