@@ -49,10 +49,15 @@ class Middle(NamedTuple):
   Attributes:
     value: the array.
     error: at least how far, in l2, the exact one is from it.
+    lost: how far, at least, each entry is off beyond what the errors of its parents explain; None
+      if it is not.
+    errors: at least how far each entry is off, where that is known apart.
   """
 
   value: Any
   error: Any
+  lost: Any = None
+  errors: Any = None
 
 
 class Pointwise(NamedTuple):

@@ -27,6 +27,8 @@ ROWS_UP_TO = 1024
 ENTRIES_UP_TO = 2**22
 #: A linear map to a target: its matrix, or at least its norm where that is too large.
 Way = Rows | jax.Array
+#: How far a node moves, from how far others do.
+Moves = Callable[[Mapping[int, Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,29 +127,34 @@ def has_linear(part: Part | None) -> bool:
   return isinstance(part, LinearPart) or is_split
 
 
-def of_source(known: Known, source: int, way: Way, bounds: Mapping[int, Any]) -> tuple[Way, Any]:
+def of_source(known: Known, source: int, way: Way) -> tuple[Way, Moves]:
   """The map and how far its source moves; of a scalar function, how far it is off its middle."""
   part = known.part(source)
   if not isinstance(part, ScalarPart):
-    return way, bounds[source]
-  half, moved = half_slope(part), bounds[known.parents(source)[0]]
+    return way, lambda bounds: bounds[source]
+  half, (parent,) = half_slope(part), known.parents(source)
   if half.ndim and isinstance(way, Rows):
-    return way.scaled(half), moved
-  return way, times_above(moved, jnp.max(half, initial=0))
+    return way.scaled(half), lambda bounds: bounds[parent]
+  largest = jnp.max(half, initial=0)
+  return way, lambda bounds: times_above(bounds[parent], largest)
+
+
+def is_source(part: Part | None) -> bool:
+  """Whether it is an input's, or a function's."""
+  return part is None or is_nonlinear(part)
 
 
 def backward(
   known: Known, target: int, order: Sequence[int], *, splits: bool = True
 ) -> Iterator[tuple[int, Way]]:
-  """The sources, inputs and nonlinear nodes, and the linear maps from them to the target."""
+  """The linear maps to a target from its sources, and from all nodes between them."""
   one = lambda: jnp.ones((), known.nodes[target].wide)
   ways: dict[int, Way] = {target: rows_at(known, target) if known.is_small(target) else one()}
   for i in reversed([i for i in order if i <= target]):
     if i not in ways:
       continue
     way, part = ways.pop(i), known.part(i)
-    if part is None or is_nonlinear(part):
-      yield i, way
+    yield i, way
     if part is None or (isinstance(part, LipschitzPart) and not (splits and part.linear)):
       continue
     for k, parent in enumerate(known.parents(i)):

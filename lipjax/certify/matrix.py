@@ -206,6 +206,28 @@ def movements_of(
   return _in_stacks(matrices, of_rows, of_measured, moved, known)
 
 
+def lost_on(way: Rows | jax.Array, entries: jax.Array) -> Any:
+  """How far entries of the target are off at most, if those of a node are so far; or what says it.
+
+  Of a matrix that is not small at once, so that it need not be kept; of a norm in l2.
+  """
+  if not isinstance(way, Rows):
+    return times_above(way, norm_above(entries))
+  if way.is_small:
+    return way, entries
+  return _moved(way.value[None], way.absolute[None], entries[None], way.relative)[0]
+
+
+def moved_by(lost: Sequence[Any]) -> list[jax.Array]:
+  """How far entries of the target are off at most, for each of what `lost_on` gives."""
+  pairs = [x for x in lost if isinstance(x, tuple)]
+  of_rows = lambda values, errors, relative, entries: list(
+    _moved(_stacked(values), jnp.stack(errors), jnp.stack([x.ravel() for x in entries]), relative)
+  )
+  known = _in_stacks([way for way, _ in pairs], of_rows, None, [entries for _, entries in pairs])
+  return [*known, *(x for x in lost if not isinstance(x, tuple))]
+
+
 def _in_stacks(
   matrices: Sequence[Rows | Measured], fn: Any, of_measured: Any, *others: Sequence[Any]
 ) -> list[jax.Array]:

@@ -26,6 +26,7 @@ from lipjax.certify.maps import (
   Known,
   Way,
   backward,
+  is_source,
   live,
   norms_of,
   of_source,
@@ -206,8 +207,9 @@ def _liplt(known: Known, logits: int, order: list[int], bounds: dict[int, jax.Ar
   n = known.nodes[logits].size
   terms = []
   for i, way in backward(known, logits, order, splits=False):
-    way, moved = of_source(known, i, way, bounds)
-    terms.append(times_above(_pair_norms(n, way), moved))
+    if is_source(known.part(i)):
+      way, moves = of_source(known, i, way)
+      terms.append(times_above(_pair_norms(n, way), moves(bounds)))
   return up(functools.reduce(jnp.add, terms), len(terms) + 8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +13,17 @@ import jax.numpy as jnp
 from lipjax.certify.facts import Facts, LipschitzPart, ScalarPart
 from lipjax.certify.maps import (
   Known,
+  Moves,
   Way,
   backward,
   half_slope,
   has_linear,
   is_nonlinear,
+  is_source,
   joint,
   of_source,
 )
-from lipjax.certify.matrix import Measured, Rows, movements_of, spectral_norms_of
+from lipjax.certify.matrix import Measured, Rows, lost_on, moved_by, movements_of, spectral_norms_of
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import times_above
 
@@ -46,8 +49,9 @@ def _deviation(known: Known, source: int, facts: Facts) -> jax.Array:
   part, node = known.part(source), known.nodes[source]
   if facts.range is None or facts.middle is None:
     return jnp.full(node.shape, jnp.inf, node.wide)
-  (lower, upper), (middle, error) = facts.range, facts.middle
-  far = up(jnp.maximum(upper - middle, middle - lower) + error, 3)
+  (lower, upper), middle = facts.range, facts.middle
+  error = middle.error if middle.errors is None else middle.errors
+  far = up(jnp.maximum(upper - middle.value, middle.value - lower) + error, 3)
   if isinstance(part, ScalarPart) and not half_slope(part).ndim:
     far = times_above(far, half_slope(part))
   return jnp.broadcast_to(far, node.shape)
@@ -59,11 +63,13 @@ class _Term(NamedTuple):
   Attributes:
     way: the map.
     moved: how far the source moves in l2 for each unit that the inputs move.
+    moves: the same, from how far nodes move.
     entries: on a domain, how far each of its entries is from where it is in the middle.
   """
 
   way: Way | Measured
   moved: Any
+  moves: Moves
   entries: Any
 
 
@@ -82,19 +88,39 @@ class FromSources:
     deviations: Deviations | None = None,
   ):
     self._shape, self._deviations = known.nodes[target].shape, deviations
-    of = functools.partial(_terms, known, target, order, bounds, deviations)
-    self._sums = [of(splits=x) for x in _splittings(known, target, order)]
+    self._sums: list[list[_Term]] = []
+    for splits in _splittings(known, target, order):
+      terms, self._lost = _terms(known, target, order, bounds, deviations, splits=splits)
+      self._sums.append(terms)
 
   def total(self) -> jax.Array:
     """The target as a whole, in l2."""
-    norms_found = iter(spectral_norms_of(self._matrices()))
     best = jnp.asarray(jnp.inf)
-    for terms in self._sums:
-      norms = [x.way if isinstance(x.way, jax.Array) else next(norms_found) for x in terms]
+    for terms, norms in zip(self._sums, self._norms, strict=True):
       moved = jnp.stack([x.moved for x in terms])
-      total = jnp.sum(times_above(jnp.stack(norms), moved))
+      total = jnp.sum(times_above(norms, moved))
       best = jnp.fmin(best, up(total, len(terms) + 1))
     return best
+
+  def errors(self, off: Mapping[int, Any]) -> jax.Array:
+    """How far each entry of the target is off in the domain's middle, but for what it lost itself.
+
+    What each node has lost comes to it by one linear map, too, and not by a product of norms.
+
+    Args:
+      off: how far nodes are, in l2.
+    """
+    terms, norms = self._sums[-1], self._norms[-1]
+    far = jnp.sum(times_above(norms, jnp.stack([x.moves(off) for x in terms])))
+    total = functools.reduce(jnp.add, moved_by(self._lost), far)
+    total = up(total, len(terms) + len(self._lost) + 2)
+    return jnp.broadcast_to(total.reshape((-1,)), (math.prod(self._shape),)).reshape(self._shape)
+
+  @functools.cached_property
+  def _norms(self) -> list[jax.Array]:
+    found = iter(spectral_norms_of(self._matrices()))
+    norm = lambda x: x.way if isinstance(x.way, jax.Array) else next(found)
+    return [jnp.stack([norm(x) for x in terms]) for terms in self._sums]
 
   def entries(self) -> jax.Array | None:
     """How far each entry of the target moves on the domain; None if matrices are not small."""
@@ -134,15 +160,25 @@ def _terms(
   deviations: Deviations | None,
   *,
   splits: bool,
-) -> list[_Term]:
-  """One for each source; functions with a linear part are that and a rest if `splits`."""
-  terms = []
+) -> tuple[list[_Term], list[Any]]:
+  """One for each source; functions with a linear part are that and a rest if `splits`.
+
+  On a domain also what nodes before the target have lost by rounding, and the maps from them.
+  """
+  terms, lost = [], []
   for source, way in backward(known, target, order, splits=splits):
-    part, entries = known.part(source), None
-    if isinstance(part, LipschitzPart) and part.linear is not None and splits:
-      moved = joint(known, source, part.rest(), bounds)
+    part, entries, middle = known.part(source), None, known.facts[source].middle
+    is_whole = isinstance(part, LipschitzPart) and not (splits and part.linear)
+    # How far a function is off as a whole is known.
+    if deviations is not None and source != target and not is_whole and middle is not None:
+      lost += [] if middle.lost is None else [lost_on(way, middle.lost)]
+    if not is_source(part):
+      continue
+    if isinstance(part, LipschitzPart) and not is_whole:
+      moves = functools.partial(joint, known, source, part.rest())
     else:
-      way, moved = of_source(known, source, way, bounds)
+      way, moves = of_source(known, source, way)
       entries = None if deviations is None else deviations.of(known, source)
-    terms.append(_Term(way.measured(entries) if isinstance(way, Rows) else way, moved, entries))
-  return terms
+    measured = way.measured(entries) if isinstance(way, Rows) else way
+    terms.append(_Term(measured, moves(bounds), moves, entries))
+  return terms, lost

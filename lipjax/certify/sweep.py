@@ -91,7 +91,7 @@ class _Sweep:
     self._is_sharp: set[int] = set()
     # Bounds by the maps of the same parents, by their part: of a shifted node those of the one
     # before.
-    self._by_maps: dict[int, tuple[Any, Any]] = {}
+    self._by_maps: dict[int, tuple[Any, Any, Any]] = {}
 
   def of_node(self, node: Node) -> Facts:
     """Of the next node."""
@@ -129,16 +129,19 @@ class _Sweep:
     within = _by_rule(node, operands, [Range.of(x.value) for x in found])
     if within is None:
       return None
-    value, lost = _halfway(node, within)
+    value, away = _halfway(node, within)
     errors = [(x.place, y.error) for x, y in zip(operands, found, strict=True) if x.moves]
-    gain = known.facts[i].depends.gain
-    if gain is None:
+    depends = known.facts[i].depends
+    if depends.gain is None:
       error = joint(known, i, factors, dict(errors))
     else:
       total = functools.reduce(jnp.add, [error for _, error in errors])
-      error = times_above(up(total, len(errors)), gain)
-    error = up(error + lost, 2)
-    return Middle(value, jnp.where(jnp.isnan(error), jnp.inf, error))
+      error = times_above(up(total, len(errors)), depends.gain)
+    if away is not None:
+      error = up(error + norm_above(away), 2)
+    error = jnp.where(jnp.isnan(error), jnp.inf, error)
+    lost = _lost(depends, operands, away, error)
+    return Middle(value, error, None if lost is None else jnp.broadcast_to(lost, node.shape))
 
   def sharp(self, i: int) -> Facts:
     """Of a node, by the linear maps to it from all functions before it, where it is small."""
@@ -153,11 +156,16 @@ class _Sweep:
         return facts
       bounds = {k: x.bound for k, x in enumerate(self.facts)}
       better = FromSources(known, i, order, bounds, self._deviations)
-      self._by_maps[id(part)] = jnp.fmin(better.total(), facts.bound), better.entries()
-    bound, entries = self._by_maps[id(part)]
+      off = {k: jnp.inf if x.middle is None else x.middle.error for k, x in enumerate(self.facts)}
+      self._by_maps[id(part)] = (
+        jnp.fmin(better.total(), facts.bound),
+        better.entries(),
+        better.errors(off),
+      )
+    bound, entries, errors = self._by_maps[id(part)]
+    facts = facts._replace(middle=_with_errors(facts.middle, errors), bound=bound, entries=entries)
     distances = [times_above(bound, self.radius), *([] if entries is None else [entries])]
-    within = _sane(_around(facts, distances, facts.range))
-    self.facts[i] = facts._replace(bound=bound, entries=entries, range=within)
+    self.facts[i] = facts._replace(range=_sane(_around(facts, distances, facts.range)))
     return self.facts[i]
 
   def _operands(self, node: Node) -> tuple[Operand, ...]:
@@ -169,28 +177,54 @@ def _around(facts: Facts, distances: Sequence[Any], within: Range | None) -> Ran
   """A range and those that are so far around the value in the domain's middle."""
   if facts.middle is None:
     return within
-  value, error = facts.middle
+  value, error, _, errors = facts.middle
+  error = error if errors is None else errors
   for distance in distances:
     within = _meet(within, widened(value - distance, value + distance, error))
   # Slopes on a range are to hold between the computed value and the exact one too.
   return None if within is None else Range(*_hull(within, value))
 
 
+def _lost(
+  depends: Depends, operands: tuple[Operand, ...], away: jax.Array | None, error: jax.Array
+) -> jax.Array | None:
+  """What a node has lost since its parents: more than this one step where they lie before it."""
+  if depends.gain is None:
+    return away
+  (x, *others) = [x for x in operands if x.moves]
+  if others or x.middle is None or x.facts.depends.parents != depends.parents:
+    return error
+  if x.middle.lost is None:
+    return away
+  lost = times_above(x.middle.lost, depends.gain)
+  return lost if away is None else up(lost + away, 2)
+
+
+def _with_errors(middle: Middle | None, errors: jax.Array) -> Middle | None:
+  """With what comes by maps from other nodes, where that is less."""
+  if middle is None:
+    return None
+  if middle.lost is not None:
+    errors = up(errors + middle.lost, 2)
+  # Either may be no number: 0 times an infinite one.
+  error = jnp.fmin(middle.error, norm_above(errors))
+  return middle._replace(error=error, errors=jnp.fmin(errors, error))
+
+
 def _hull(within: Range, value: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.minimum(within.lower, value), jnp.maximum(within.upper, value)
 
 
-def _halfway(node: Node, within: Range) -> tuple[jax.Array, jax.Array]:
-  """Between the ends of a range, and at least how far, in l2, they are from that."""
+def _halfway(node: Node, within: Range) -> tuple[jax.Array, jax.Array | None]:
+  """Between the ends of a range, and at least how far they are from that; None if they are it."""
   if within.is_known:
-    return within.full(node.shape).lower.astype(node.wide), jnp.zeros((), node.wide)
+    return within.full(node.shape).lower.astype(node.wide), None
   lower, upper = (jnp.asarray(end, node.wide) for end in within.full(node.shape))
-  value = jnp.where(lower == upper, lower, lower / 2 + upper / 2)
-  away = jnp.maximum(upper - value, value - lower)
+  value = lower / 2 + upper / 2
   # A difference can be too small to be normal.
-  away = jnp.where(lower == upper, 0, jnp.maximum(up(away, 2), tiny(away.dtype)))
+  away = jnp.maximum(up(jnp.maximum(upper - value, value - lower), 2), tiny(value.dtype))
   is_known = jnp.isfinite(value)
-  return jnp.where(is_known, value, 0), norm_above(jnp.where(is_known, away, jnp.inf))
+  return jnp.where(is_known, value, 0), jnp.where(is_known, away, jnp.inf)
 
 
 def _depends(node: Node, operands: tuple[Operand, ...]) -> Depends:
