@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from lipjax.certify.facts import Facts, LinearPart, LipschitzPart, Part, ScalarPart
 from lipjax.certify.graph import Node
 from lipjax.certify.matrix import Rows, identity_rows
+from lipjax.certify.stacks import is_small, norm_of
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import max_magnitude, norm_above, times_above, tiny
 
@@ -170,12 +171,12 @@ def rows_at(known: Known, target: int) -> Rows:
 def rows_back(known: Known, i: int, k: int, matrix: Rows) -> Rows | None:
   """The matrix from the k-th parent of a node on; None if it is too large."""
   args = known, i, k, matrix
-  return known.once(_rows_back, *args) if matrix.is_small else _rows_back(*args)
+  return known.once(_rows_back, *args) if is_small(matrix) else _rows_back(*args)
 
 
 def rows_joined(known: Known, one: Rows, other: Rows) -> Rows:
   """Of two ways to the target."""
-  return known.once(Rows.plus, one, other) if one.is_small else one.plus(other)
+  return known.once(Rows.plus, one, other) if is_small(one) else one.plus(other)
 
 
 def _identity(known: Known, target: int) -> Rows:
@@ -221,7 +222,7 @@ def _joined(known: Known, one: Way, other: Way) -> Way:
 
 
 def _norm(way: Way) -> jax.Array:
-  return way.norm() if isinstance(way, Rows) else way
+  return norm_of(way) if isinstance(way, Rows) else way
 
 
 def middle_slope(part: ScalarPart) -> Any:

@@ -23,7 +23,15 @@ from lipjax.certify.maps import (
   joint,
   of_source,
 )
-from lipjax.certify.matrix import Measured, Rows, lost_on, moved_by, movements_of, spectral_norms_of
+from lipjax.certify.matrix import Rows
+from lipjax.certify.stacks import (
+  Measured,
+  lost_on,
+  measured,
+  moved_by,
+  movements_of,
+  spectral_norms_of,
+)
 from lipjax.rounding.errors import up
 from lipjax.rounding.numbers import times_above
 
@@ -89,9 +97,13 @@ class FromSources:
   ):
     self._shape, self._deviations = known.nodes[target].shape, deviations
     self._sums: list[list[_Term]] = []
-    for splits in _splittings(known, target, order):
-      terms, self._lost = _terms(known, target, order, bounds, deviations, splits=splits)
-      self._sums.append(terms)
+    self._lost: list[Any] = []
+    of = functools.partial(_terms, known, target, order, bounds, deviations)
+    splittings = _splittings(known, target, order)
+    for k, splits in enumerate(splittings):
+      # What is lost counts in one of them.
+      lost = self._lost if deviations is not None and k == len(splittings) - 1 else None
+      self._sums.append(of(lost, splits=splits))
 
   def total(self) -> jax.Array:
     """The target as a whole, in l2."""
@@ -158,20 +170,22 @@ def _terms(
   order: Sequence[int],
   bounds: Mapping[int, Any],
   deviations: Deviations | None,
+  lost: list[Any] | None,
   *,
   splits: bool,
-) -> tuple[list[_Term], list[Any]]:
+) -> list[_Term]:
   """One for each source; functions with a linear part are that and a rest if `splits`.
 
-  On a domain also what nodes before the target have lost by rounding, and the maps from them.
+  What nodes before the target have lost by rounding, and the maps from them, goes to `lost`.
   """
-  terms, lost = [], []
+  terms = []
   for source, way in backward(known, target, order, splits=splits):
     part, entries, middle = known.part(source), None, known.facts[source].middle
     is_whole = isinstance(part, LipschitzPart) and not (splits and part.linear)
     # How far a function is off as a whole is known.
-    if deviations is not None and source != target and not is_whole and middle is not None:
-      lost += [] if middle.lost is None else [lost_on(way, middle.lost)]
+    far = None if middle is None or is_whole or source == target else middle.lost
+    if lost is not None and far is not None:
+      lost.append(lost_on(way, far))
     if not is_source(part):
       continue
     if isinstance(part, LipschitzPart) and not is_whole:
@@ -179,6 +193,6 @@ def _terms(
     else:
       way, moves = of_source(known, source, way)
       entries = None if deviations is None else deviations.of(known, source)
-    measured = way.measured(entries) if isinstance(way, Rows) else way
-    terms.append(_Term(measured, moves(bounds), moves, entries))
-  return terms, lost
+    way = measured(way, entries) if isinstance(way, Rows) else way
+    terms.append(_Term(way, moves(bounds), moves, entries))
+  return terms
